@@ -1,0 +1,1 @@
+//! The KVM backend of keel-hypervisor on kvm-ioctls: the only crate with an ioctl. (Being written.)

@@ -1,0 +1,1 @@
+//! Kernels, initrds and ACPI tables into guest RAM. (Being written.)

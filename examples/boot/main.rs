@@ -1,0 +1,3 @@
+//! A VMM. (Being written.)
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Small hand-made guests, assembled at build time from readable source. (Being written.)

@@ -1,0 +1,3 @@
+//! PID 1 of the lab's guests. (Being written.)
+
+fn main() {}
