@@ -1,0 +1,258 @@
+//! What is mapped where, and the table that vCPUs dispatch by.
+
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use keel_hypervisor::Width;
+
+use crate::bus::BoardBus;
+use crate::{EndOfInterrupt, SharedMmio, SharedPio};
+
+/// Where devices are mapped, for all vCPUs of a machine.
+///
+/// Cheap to clone: clones are the same board. The map may change at any time from any thread, a vCPU in the middle of an access
+/// included; every access after the change goes by the new map.
+#[derive(Clone, Default)]
+pub struct Board(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    /// Counts the changes of the map. A vCPU's bus compares it with that of its table: the one load dispatch costs.
+    generation: AtomicU64,
+    map: Mutex<Map>,
+}
+
+#[derive(Default)]
+struct Map {
+    /// Both sorted by first address, and without overlaps.
+    pio: Vec<PioSlot>,
+    mmio: Vec<MmioSlot>,
+    end_of_interrupt: Vec<Arc<dyn EndOfInterrupt>>,
+    names: Vec<Arc<str>>,
+    /// The table made from all this, if nothing has changed since.
+    table: Option<Arc<Table>>,
+}
+
+/// Why something can not be mapped or unmapped.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// Two devices would answer.
+    #[error("{name} can not be mapped at {first:#x} to {last:#x}: {other} is there")]
+    Overlap {
+        /// The device to be mapped.
+        name: String,
+        /// Its first port or guest physical address.
+        first: u64,
+        /// Its last.
+        last: u64,
+        /// The one mapped already.
+        other: String,
+    },
+    /// A range that ends before it begins.
+    #[error("{name} can not be mapped at an empty range")]
+    Empty {
+        /// The device.
+        name: String,
+    },
+    /// Nothing is mapped there.
+    #[error("nothing is mapped from {0:#x} on")]
+    Nothing(u64),
+}
+
+/// One mapped range.
+pub(crate) struct Slot<A, Io: ?Sized> {
+    pub first: A,
+    pub last: A,
+    pub widest: Width,
+    /// The index of its name.
+    pub device: u16,
+    pub io: Arc<Io>,
+}
+
+pub(crate) type PioSlot = Slot<u16, dyn SharedPio>;
+pub(crate) type MmioSlot = Slot<u64, dyn SharedMmio>;
+
+impl<A: Copy, Io: ?Sized> Clone for Slot<A, Io> {
+    fn clone(&self) -> Self {
+        Slot { io: self.io.clone(), ..*self }
+    }
+}
+
+impl<A: Copy + Ord + Into<u64>, Io: ?Sized> Slot<A, Io> {
+    /// The offset of an access that the device can take as it is: no wider than it wants, and not over its end.
+    #[inline]
+    pub fn offset(&self, at: u64, width: Width) -> Option<u64> {
+        let offset = at - self.first.into();
+        (width <= self.widest && width.bytes() - 1 <= self.last.into() - at).then_some(offset)
+    }
+}
+
+/// The map as vCPUs use it: never changed, only replaced.
+pub(crate) struct Table {
+    pub generation: u64,
+    /// For each port the index of its slot plus one, or zero. Allocated zeroed, so that the host backs only what is in use.
+    ports: Box<[u16; 1 << 16]>,
+    pio: Vec<PioSlot>,
+    pub mmio: Vec<MmioSlot>,
+    pub end_of_interrupt: Vec<Arc<dyn EndOfInterrupt>>,
+    pub names: Vec<Arc<str>>,
+}
+
+impl Table {
+    /// The slot a port belongs to.
+    #[inline]
+    pub fn port(&self, port: u16) -> Option<&PioSlot> {
+        // Zero wraps to an index no slot has, so that one check serves for both.
+        self.pio.get(usize::from(self.ports[usize::from(port)]).wrapping_sub(1))
+    }
+
+    /// The index of the slot an address belongs to.
+    pub fn find_mmio(&self, gpa: u64) -> Option<usize> {
+        let index = self.mmio.partition_point(|slot| slot.first <= gpa).checked_sub(1)?;
+        (gpa <= self.mmio[index].last).then_some(index)
+    }
+}
+
+impl Board {
+    /// A board with nothing on it.
+    pub fn new() -> Self {
+        Board::default()
+    }
+
+    /// Maps a range of ports. Accesses wider than `widest` reach the device as several.
+    pub fn map_pio(
+        &self,
+        name: &str,
+        ports: RangeInclusive<u16>,
+        widest: Width,
+        io: Arc<dyn SharedPio>,
+    ) -> Result<(), MapError> {
+        self.change(|map| {
+            let device = map.name(name);
+            insert(&mut map.pio, &map.names, Slot { first: *ports.start(), last: *ports.end(), widest, device, io })
+        })
+    }
+
+    /// Maps a range of guest physical addresses. Accesses wider than `widest` reach the device as several.
+    pub fn map_mmio(
+        &self,
+        name: &str,
+        gpas: RangeInclusive<u64>,
+        widest: Width,
+        io: Arc<dyn SharedMmio>,
+    ) -> Result<(), MapError> {
+        self.change(|map| {
+            let device = map.name(name);
+            insert(&mut map.mmio, &map.names, Slot { first: *gpas.start(), last: *gpas.end(), widest, device, io })
+        })
+    }
+
+    /// Unmaps the range of ports that begins at `first`.
+    pub fn unmap_pio(&self, first: u16) -> Result<(), MapError> {
+        self.change(|map| remove(&mut map.pio, first))
+    }
+
+    /// Unmaps the range of guest physical addresses that begins at `first`.
+    pub fn unmap_mmio(&self, first: u64) -> Result<(), MapError> {
+        self.change(|map| remove(&mut map.mmio, first))
+    }
+
+    /// From now on `sink` hears of the end of interrupts.
+    pub fn listen_end_of_interrupt(&self, sink: Arc<dyn EndOfInterrupt>) {
+        let listening: Result<(), std::convert::Infallible> = self.change(|map| {
+            map.end_of_interrupt.push(sink);
+            Ok(())
+        });
+        let Ok(()) = listening;
+    }
+
+    /// A way through the board for one vCPU.
+    pub fn bus(&self) -> BoardBus {
+        BoardBus::new(self.clone())
+    }
+
+    /// The number of changes so far.
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    /// The present table.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        let mut map = self.lock();
+        // Changes are made under the lock, so this is the generation of just this map.
+        let generation = self.generation();
+        if let Some(table) = &map.table {
+            return table.clone();
+        }
+        let mut ports: Box<[u16; 1 << 16]> =
+            vec![0; 1 << 16].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("65536 ports"));
+        for (number, slot) in (1..).zip(&map.pio) {
+            ports[usize::from(slot.first)..=usize::from(slot.last)].fill(number);
+        }
+        let table = Arc::new(Table {
+            generation,
+            ports,
+            pio: map.pio.clone(),
+            mmio: map.mmio.clone(),
+            end_of_interrupt: map.end_of_interrupt.clone(),
+            names: map.names.clone(),
+        });
+        map.table = Some(table.clone());
+        table
+    }
+
+    fn change<E>(&self, change: impl FnOnce(&mut Map) -> Result<(), E>) -> Result<(), E> {
+        let mut map = self.lock();
+        change(&mut map)?;
+        map.table = None;
+        self.0.generation.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Map> {
+        self.0.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Map {
+    /// The index of a name. There can be no more ranges than ports plus a few, so 16 bits do; past that names merge.
+    fn name(&mut self, name: &str) -> u16 {
+        let index = self.names.iter().position(|known| **known == *name).unwrap_or_else(|| {
+            self.names.push(name.into());
+            self.names.len() - 1
+        });
+        u16::try_from(index).unwrap_or(u16::MAX)
+    }
+}
+
+fn insert<A: Copy + Ord + Into<u64>, Io: ?Sized>(
+    slots: &mut Vec<Slot<A, Io>>,
+    names: &[Arc<str>],
+    new: Slot<A, Io>,
+) -> Result<(), MapError> {
+    let name = |device: u16| names.get(usize::from(device)).map_or(String::new(), |name| name.to_string());
+    if new.first > new.last {
+        return Err(MapError::Empty { name: name(new.device) });
+    }
+    let index = slots.partition_point(|slot| slot.last < new.first);
+    if let Some(other) = slots.get(index).filter(|other| other.first <= new.last) {
+        return Err(MapError::Overlap {
+            name: name(new.device),
+            first: new.first.into(),
+            last: new.last.into(),
+            other: name(other.device),
+        });
+    }
+    slots.insert(index, new);
+    Ok(())
+}
+
+fn remove<A: Copy + Ord + Into<u64>, Io: ?Sized>(slots: &mut Vec<Slot<A, Io>>, first: A) -> Result<(), MapError> {
+    let index =
+        slots.iter().position(|slot| slot.first == first).ok_or(MapError::Nothing(first.into()))?;
+    slots.remove(index);
+    Ok(())
+}
