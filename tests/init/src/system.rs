@@ -30,8 +30,7 @@ impl CommandLine {
         self.0
             .split_whitespace()
             .filter_map(|word| word.split_once('='))
-            .filter(|(key, _)| *key == name)
-            .next_back()
+            .rfind(|(key, _)| *key == name)
             .map(|(_, value)| value)
     }
 }
