@@ -102,7 +102,6 @@ pub fn units(addr: u64, len: u64) -> impl Iterator<Item = (u64, Width)> {
     })
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -36,7 +36,9 @@ impl Cpuid {
 
     /// Puts an answer in, instead of the one that was there.
     pub fn set(&mut self, entry: CpuidEntry) {
-        self.0.retain(|old| old.leaf != entry.leaf || (old.subleaf != entry.subleaf && old.subleaf.is_some()));
+        self.0.retain(|old| {
+            old.leaf != entry.leaf || (old.subleaf != entry.subleaf && old.subleaf.is_some())
+        });
         self.0.push(entry);
     }
 
@@ -47,7 +49,7 @@ impl Cpuid {
 }
 
 impl CpuidEntry {
-    fn answers(&self, leaf: u32, subleaf: u32) -> bool {
+    pub(crate) fn answers(&self, leaf: u32, subleaf: u32) -> bool {
         self.leaf == leaf && self.subleaf.is_none_or(|own| own == subleaf)
     }
 }

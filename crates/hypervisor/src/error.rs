@@ -2,7 +2,9 @@
 
 use std::error::Error as StdError;
 
-/// Why a backend could not do what was asked.
+use crate::cpu_model::{Feature, Topology};
+
+/// Why a backend could not do what was asked, or a CPU model or topology is none.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,6 +22,70 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// There is no CPU model of this name.
+    #[error("there is no CPU model {name:?}; {}", advice(*nearest))]
+    UnknownCpuModel {
+        /// The name.
+        name: String,
+        /// The model it may have meant.
+        nearest: Option<&'static str>,
+    },
+    /// There is no CPU feature of this name.
+    #[error("there is no CPU feature {name:?}; {}", advice(*nearest))]
+    UnknownCpuFeature {
+        /// The name.
+        name: String,
+        /// The feature it may have meant.
+        nearest: Option<&'static str>,
+    },
+    /// An option of a CPU model has a value it can not have.
+    #[error("CPU option {option:?} needs {expected}")]
+    CpuOption {
+        /// The option as written.
+        option: String,
+        /// What it can be.
+        expected: &'static str,
+    },
+    /// `enforce` was asked for, and the host does not have all that the model is made of.
+    #[error("the host does not support all of CPU model {model}: {} missing", list(features))]
+    MissingCpuFeatures {
+        /// The model.
+        model: &'static str,
+        /// What is missing.
+        features: Vec<Feature>,
+    },
+    /// An arrangement of vCPUs that can not be.
+    #[error("{} is impossible: {why}", places(topology))]
+    Topology {
+        /// The arrangement.
+        topology: Topology,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+fn advice(nearest: Option<&str>) -> String {
+    match nearest {
+        Some(name) => format!("did you mean {name}? (-cpu help lists all)"),
+        None => "-cpu help lists all".to_owned(),
+    }
+}
+
+fn list(features: &[Feature]) -> String {
+    let names: Vec<&str> = features.iter().map(|feature| feature.name).collect();
+    format!("{} {}", names.join(", "), if names.len() == 1 { "is" } else { "are" })
+}
+
+fn places(topology: &Topology) -> String {
+    let count = |n: u32, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
+    format!(
+        "{} in {} of {} of {} of {}",
+        count(topology.cpus, "vCPU"),
+        count(topology.sockets, "socket"),
+        count(topology.dies, "die"),
+        count(topology.cores, "core"),
+        count(topology.threads, "thread")
+    )
 }
 
 impl Error {

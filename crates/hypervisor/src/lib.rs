@@ -71,4 +71,6 @@ pub use error::{Error, Result};
 pub use exit::{DebugStop, Exit, Failure};
 pub use state::{CpuState, VmState};
 pub use vcpu::{Debug, Kick, Settled, StateAccess, Vcpu};
-pub use vm::{Doorbell, DoorbellAddress, Interrupts, MemorySlot, Msi, Route, Statistic, Target, Vm};
+pub use vm::{
+    Doorbell, DoorbellAddress, Interrupts, MemorySlot, Msi, Route, Statistic, Target, Vm,
+};
