@@ -4,6 +4,7 @@
 //! those of the Linux kernel's `Documentation/virt/kvm/x86/cpuid.rst`. Names are QEMU's.
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use Register::{Eax, Ebx, Ecx, Edx};
 
@@ -116,7 +117,14 @@ pub fn find(name: &str) -> Vec<Feature> {
 
 /// The features of exactly this name of ours, without the search through spellings.
 pub(super) fn named(name: &str) -> impl Iterator<Item = Feature> {
-    features().filter(move |feature| feature.name == name)
+    /// By name: a model looks hundreds of them up for every vCPU.
+    static SORTED: LazyLock<Vec<Feature>> = LazyLock::new(|| {
+        let mut sorted: Vec<Feature> = features().collect();
+        sorted.sort_unstable_by_key(|feature| feature.name);
+        sorted
+    });
+    let first = SORTED.partition_point(|feature| feature.name < name);
+    SORTED[first..].iter().copied().take_while(move |feature| feature.name == name)
 }
 
 /// A name without what users write differently.

@@ -114,8 +114,8 @@ impl Answers<'_> {
         for entry in &self.supported.0 {
             let gate = WITH_FEATURE.iter().find(|(leaf, _)| *leaf == entry.leaf);
             let taken = match entry.leaf {
-                // Built below, or the hypervisor's.
-                0xb | 0x1f | 0x8000_001e | 0x4000_0000..=0x4fff_ffff => false,
+                // Built below, told elsewhere (0x80000026: AMD levels), or the hypervisor's.
+                0xb | 0x1f | 0x8000_001e | 0x8000_0026 | 0x4000_0000..=0x4fff_ffff => false,
                 leaf if WITH_PMU.contains(&leaf) => model.pmu,
                 _ => match gate {
                     Some((_, feature)) => self.words.has_name(feature),
