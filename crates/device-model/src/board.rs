@@ -131,7 +131,11 @@ impl Board {
     ) -> Result<(), MapError> {
         self.change(|map| {
             let device = map.name(name);
-            insert(&mut map.pio, &map.names, Slot { first: *ports.start(), last: *ports.end(), widest, device, io })
+            insert(
+                &mut map.pio,
+                &map.names,
+                Slot { first: *ports.start(), last: *ports.end(), widest, device, io },
+            )
         })
     }
 
@@ -145,7 +149,11 @@ impl Board {
     ) -> Result<(), MapError> {
         self.change(|map| {
             let device = map.name(name);
-            insert(&mut map.mmio, &map.names, Slot { first: *gpas.start(), last: *gpas.end(), widest, device, io })
+            insert(
+                &mut map.mmio,
+                &map.names,
+                Slot { first: *gpas.start(), last: *gpas.end(), widest, device, io },
+            )
         })
     }
 
@@ -187,8 +195,10 @@ impl Board {
         if let Some(table) = &map.table {
             return table.clone();
         }
-        let mut ports: Box<[u16; 1 << 16]> =
-            vec![0; 1 << 16].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("65536 ports"));
+        let mut ports: Box<[u16; 1 << 16]> = vec![0; 1 << 16]
+            .into_boxed_slice()
+            .try_into()
+            .unwrap_or_else(|_| unreachable!("65536 ports"));
         for (number, slot) in (1..).zip(&map.pio) {
             ports[usize::from(slot.first)..=usize::from(slot.last)].fill(number);
         }
@@ -233,7 +243,8 @@ fn insert<A: Copy + Ord + Into<u64>, Io: ?Sized>(
     names: &[Arc<str>],
     new: Slot<A, Io>,
 ) -> Result<(), MapError> {
-    let name = |device: u16| names.get(usize::from(device)).map_or(String::new(), |name| name.to_string());
+    let name =
+        |device: u16| names.get(usize::from(device)).map_or(String::new(), |name| name.to_string());
     if new.first > new.last {
         return Err(MapError::Empty { name: name(new.device) });
     }
@@ -250,7 +261,10 @@ fn insert<A: Copy + Ord + Into<u64>, Io: ?Sized>(
     Ok(())
 }
 
-fn remove<A: Copy + Ord + Into<u64>, Io: ?Sized>(slots: &mut Vec<Slot<A, Io>>, first: A) -> Result<(), MapError> {
+fn remove<A: Copy + Ord + Into<u64>, Io: ?Sized>(
+    slots: &mut Vec<Slot<A, Io>>,
+    first: A,
+) -> Result<(), MapError> {
     let index =
         slots.iter().position(|slot| slot.first == first).ok_or(MapError::Nothing(first.into()))?;
     slots.remove(index);

@@ -89,7 +89,8 @@ impl BoardBus {
     /// counted, once.
     #[cold]
     fn odd_pio_read(&mut self, port: u16, width: Width) -> u32 {
-        let claimed = (0..width.bytes() as u16).any(|byte| self.table.port(port.wrapping_add(byte)).is_some());
+        let claimed = (0..width.bytes() as u16)
+            .any(|byte| self.table.port(port.wrapping_add(byte)).is_some());
         match width.half().filter(|_| claimed) {
             None => {
                 self.tally.unclaimed((Space::Pio, Direction::Read), port.into(), 1);
@@ -105,7 +106,8 @@ impl BoardBus {
 
     #[cold]
     fn odd_pio_write(&mut self, port: u16, width: Width, value: u32) {
-        let claimed = (0..width.bytes() as u16).any(|byte| self.table.port(port.wrapping_add(byte)).is_some());
+        let claimed = (0..width.bytes() as u16)
+            .any(|byte| self.table.port(port.wrapping_add(byte)).is_some());
         match width.half().filter(|_| claimed) {
             None => self.tally.unclaimed((Space::Pio, Direction::Write), port.into(), 1),
             Some(half) => {
@@ -118,7 +120,8 @@ impl BoardBus {
 
     #[cold]
     fn odd_mmio_read(&mut self, gpa: u64, width: Width) -> u64 {
-        let claimed = (0..width.bytes()).any(|byte| self.table.find_mmio(gpa.wrapping_add(byte)).is_some());
+        let claimed =
+            (0..width.bytes()).any(|byte| self.table.find_mmio(gpa.wrapping_add(byte)).is_some());
         match width.half().filter(|_| claimed) {
             None => {
                 self.tally.unclaimed((Space::Mmio, Direction::Read), gpa, 1);
@@ -134,7 +137,8 @@ impl BoardBus {
 
     #[cold]
     fn odd_mmio_write(&mut self, gpa: u64, width: Width, value: u64) {
-        let claimed = (0..width.bytes()).any(|byte| self.table.find_mmio(gpa.wrapping_add(byte)).is_some());
+        let claimed =
+            (0..width.bytes()).any(|byte| self.table.find_mmio(gpa.wrapping_add(byte)).is_some());
         match width.half().filter(|_| claimed) {
             None => self.tally.unclaimed((Space::Mmio, Direction::Write), gpa, 1),
             Some(half) => {
@@ -163,7 +167,9 @@ impl Bus for BoardBus {
     fn pio_read(&mut self, port: u16, width: Width) -> u32 {
         self.refresh();
         let slot = self.table.port(port);
-        let Some((slot, offset)) = slot.and_then(|slot| Some((slot, slot.offset(port.into(), width)?))) else {
+        let Some((slot, offset)) =
+            slot.and_then(|slot| Some((slot, slot.offset(port.into(), width)?)))
+        else {
             return self.odd_pio_read(port, width);
         };
         let value = if self.times.is_none() {
@@ -179,7 +185,9 @@ impl Bus for BoardBus {
     fn pio_write(&mut self, port: u16, width: Width, value: u32) {
         self.refresh();
         let slot = self.table.port(port);
-        let Some((slot, offset)) = slot.and_then(|slot| Some((slot, slot.offset(port.into(), width)?))) else {
+        let Some((slot, offset)) =
+            slot.and_then(|slot| Some((slot, slot.offset(port.into(), width)?)))
+        else {
             return self.odd_pio_write(port, width, value);
         };
         if self.times.is_none() {
@@ -194,7 +202,8 @@ impl Bus for BoardBus {
     fn mmio_read(&mut self, gpa: u64, width: Width) -> u64 {
         self.refresh();
         let slot = self.mmio_slot(gpa).map(|index| &self.table.mmio[index]);
-        let Some((slot, offset)) = slot.and_then(|slot| Some((slot, slot.offset(gpa, width)?))) else {
+        let Some((slot, offset)) = slot.and_then(|slot| Some((slot, slot.offset(gpa, width)?)))
+        else {
             return self.odd_mmio_read(gpa, width);
         };
         let value = if self.times.is_none() {
@@ -210,7 +219,8 @@ impl Bus for BoardBus {
     fn mmio_write(&mut self, gpa: u64, width: Width, value: u64) {
         self.refresh();
         let slot = self.mmio_slot(gpa).map(|index| &self.table.mmio[index]);
-        let Some((slot, offset)) = slot.and_then(|slot| Some((slot, slot.offset(gpa, width)?))) else {
+        let Some((slot, offset)) = slot.and_then(|slot| Some((slot, slot.offset(gpa, width)?)))
+        else {
             return self.odd_mmio_write(gpa, width, value);
         };
         if self.times.is_none() {

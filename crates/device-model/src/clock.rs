@@ -42,7 +42,11 @@ impl HostClock {
 
     /// Lets it run. Nothing changes if it does already.
     pub fn start(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).since.get_or_insert_with(Instant::now);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .since
+            .get_or_insert_with(Instant::now);
     }
 
     /// Stops it.

@@ -1,8 +1,8 @@
 //! Interrupt lines.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a line leads to: an interrupt controller, wherever it is.
 pub trait LineSink: Send + Sync {
@@ -33,6 +33,12 @@ impl Line {
         Line(None)
     }
 
+    /// Makes `N` lines of this one, which is high while any of them is: what an interrupt shared by several devices is.
+    pub fn share<const N: usize>(self) -> [Line; N] {
+        let joint = Arc::new(Joint { high: Mutex::new(0), line: self });
+        std::array::from_fn(|_| Line::new(joint.clone()))
+    }
+
     /// Sets the level.
     pub fn set(&self, high: bool) {
         if let Some(wire) = &self.0
@@ -54,6 +60,21 @@ impl Line {
     }
 }
 
+/// Several lines joined into one.
+struct Joint {
+    /// How many of them are high. The lock is held until the one line has followed, so that it never follows in the wrong order.
+    high: Mutex<usize>,
+    line: Line,
+}
+
+impl LineSink for Arc<Joint> {
+    fn set(&self, high: bool) {
+        let mut count = self.high.lock().unwrap_or_else(PoisonError::into_inner);
+        *count = if high { *count + 1 } else { count.saturating_sub(1) };
+        self.line.set(*count > 0);
+    }
+}
+
 impl fmt::Debug for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
@@ -66,7 +87,6 @@ impl fmt::Debug for Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     struct Log(Arc<Mutex<Vec<bool>>>);
 
@@ -87,5 +107,17 @@ mod tests {
         line.pulse();
         assert_eq!(*log.lock().unwrap(), [true, false, true, false]);
         assert!(!line.is_high());
+    }
+
+    #[test]
+    fn shared_lines_are_joined() {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let [one, other] = Line::new(Log(log.clone())).share();
+        one.set(true);
+        other.set(true);
+        one.set(false);
+        assert_eq!(*log.lock().unwrap(), [true]);
+        other.set(false);
+        assert_eq!(*log.lock().unwrap(), [true, false]);
     }
 }

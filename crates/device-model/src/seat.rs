@@ -6,7 +6,8 @@ use keel_hypervisor::Width;
 
 use crate::state::Stateful;
 use crate::{
-    Clock, Device, Lent, Line, Machine, MmioIo, Nanos, PortIo, Section, SharedMmio, SharedPio, StateError,
+    Clock, Device, Lent, Line, Machine, MmioIo, Nanos, PortIo, Section, SharedMmio, SharedPio,
+    StateError,
 };
 
 /// What all devices of a machine have around them.

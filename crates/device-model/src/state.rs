@@ -60,7 +60,9 @@ pub enum StateError {
         why: String,
     },
     /// The machine has no such device.
-    #[error("the saved state has a device {0} that this machine does not have: start it with the same options")]
+    #[error(
+        "the saved state has a device {0} that this machine does not have: start it with the same options"
+    )]
     Unknown(String),
     /// The machine has a device the state has nothing for.
     #[error("the saved state lacks device {0} of this machine: start it with the same options")]

@@ -34,7 +34,11 @@ impl Workbench {
     /// What a device is lent.
     pub fn lent(&self) -> Lent<'_> {
         const NOWHERE: &Line = &Line::unconnected();
-        Lent { line: self.line.as_ref().unwrap_or(NOWHERE), clock: &self.clock, machine: &self.requests }
+        Lent {
+            line: self.line.as_ref().unwrap_or(NOWHERE),
+            clock: &self.clock,
+            machine: &self.requests,
+        }
     }
 
     /// Lets time pass, virtual and real.

@@ -1,21 +1,45 @@
-//! Guest RAM. (Being written: the contract others build against.)
+//! Guest RAM on [`vm_memory`]: where it is, what is behind it, and which pages have been written.
+//!
+//! ```
+//! use keel_memory::{GuestRam, RamConfig};
+//! use vm_memory::{Bytes, GuestAddress};
+//!
+//! let ram = GuestRam::new(&RamConfig::new(128 << 20))?;
+//! ram.memory().write_slice(b"hello", GuestAddress(0x1000))?;
+//! ram.for_each_page(|gfn, page| {
+//!     assert_eq!((gfn, &page[..5]), (1, &b"hello"[..]));
+//!     Ok::<(), keel_memory::Error>(())
+//! })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Modules
+//!
+//! | file | subject |
+//! |---|---|
+//! | `layout` | [`layout`]: RAM below and above the hole under 4 GiB |
+//! | `ram` | [`GuestRam`]: anonymous, shared, huge pages, files |
+//! | `page_set` | [`PageSet`]: sets of page frames |
+//! | `dirty` | [`DirtyTracker`]: dirty pages from several sources |
+//! | `sys` | the system calls |
+//! | `error` | [`Error`] |
+
+mod dirty;
+mod error;
+pub mod layout;
+mod page_set;
+mod ram;
+mod sys;
 
 use vm_memory::bitmap::AtomicBitmap;
+
+pub use dirty::{DirtySource, DirtyTracker, OwnWrites};
+pub use error::Error;
+pub use page_set::PageSet;
+pub use ram::{Backing, GuestRam, RamConfig};
 
 /// One contiguous piece of guest RAM, mapped in this process; writes made through it are remembered as dirty.
 pub type Region = vm_memory::GuestRegionMmap<AtomicBitmap>;
 
 /// All guest RAM as `vm-memory` sees it.
 pub type Memory = vm_memory::GuestMemoryMmap<AtomicBitmap>;
-
-/// A set of guest page frames.
-#[derive(Clone, Debug, Default)]
-pub struct PageSet;
-
-impl PageSet {
-    /// Adds the frames whose bits are set: bit 0 of the first word is frame `first_gfn`.
-    pub fn insert_words(&mut self, _first_gfn: u64, _words: &[u64]) {}
-
-    /// Adds one frame.
-    pub fn insert(&mut self, _gfn: u64) {}
-}
