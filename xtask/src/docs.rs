@@ -61,6 +61,11 @@ pub fn check() -> Result<String> {
         let names: Vec<_> = stale.iter().map(|(path, ..)| path.display().to_string()).collect();
         bail!("{} no longer says what the programs print: run `cargo xtask docs`", names.join(" "));
     }
+    if blocks == 0 {
+        bail!(
+            "neither README.md nor docs/ has a block of what a program prints: `cargo xtask docs --help` says how"
+        );
+    }
     Ok(format!("{blocks} blocks are what the programs print"))
 }
 

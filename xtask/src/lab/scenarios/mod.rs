@@ -22,7 +22,7 @@ use crate::tally::Tally;
 use machine::{Files, Vmm};
 
 /// Which scenarios, and how.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct ScenarioOptions {
     /// Only the tests whose name contains this (may be given more than once)
     #[arg(long, value_name = "NAME")]
@@ -30,9 +30,18 @@ pub struct ScenarioOptions {
     /// More rounds where a test has rounds
     #[arg(long)]
     pub long: bool,
+    /// Every test this many times: what fails now and then shows itself
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub repeat: u32,
     /// The VMM under test; QEMU's two show whether a failure is ours or the lab's
     #[arg(long, value_enum, default_value_t = Vmm::Boot)]
     pub vmm: Vmm,
+}
+
+impl Default for ScenarioOptions {
+    fn default() -> Self {
+        Self { only: Vec::new(), long: false, repeat: 1, vmm: Vmm::Boot }
+    }
 }
 
 /// What a scenario works with.
@@ -70,6 +79,7 @@ pub fn run(host_options: &HostOptions, options: &ScenarioOptions) -> Result<Tall
         .filter(|scenario| {
             options.only.is_empty() || options.only.iter().any(|part| scenario.name.contains(part))
         })
+        .flat_map(|scenario| std::iter::repeat_n(scenario, options.repeat as usize))
         .collect();
     if chosen.is_empty() {
         bail!("no lab test has such a name: `cargo xtask lab test --list` names them");
