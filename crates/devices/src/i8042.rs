@@ -19,7 +19,7 @@ pub const IRQ: u32 = 1;
 /// The widest access it takes.
 pub const WIDEST: Width = Width::Byte;
 
-const DATA: u16 = DATA_PORT - DATA_PORT;
+const DATA: u16 = 0;
 const COMMAND: u16 = COMMAND_PORT - DATA_PORT;
 
 /// There is a byte to read.

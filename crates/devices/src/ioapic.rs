@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(rig.read(REDIRECTION + 48), 0);
         rig.write(REDIRECTION + 1, 0xffff_ffff);
         assert_eq!(rig.read(REDIRECTION + 1), 0xfffe_0000);
-        rig.write(REDIRECTION, 0xffff_ffff & !LEVEL_32);
+        rig.write(REDIRECTION, !LEVEL_32);
         assert_eq!(rig.read(REDIRECTION), 0x0001_2fff);
         assert_eq!(rig.ioapic.mmio_read(WINDOW + 1, Width::Byte, &rig.bench.lent()), 0x2f);
     }

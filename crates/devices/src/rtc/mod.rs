@@ -343,13 +343,18 @@ impl Rtc {
             u64::try_from((tick * u128::from(SECOND)).div_ceil(CRYSTAL_HZ)).ok()
         });
         let seen = self.seen_second.filter(|_| !self.stands());
-        let update = seen.filter(|_| awaited & UPDATE != 0).map(|seen| seen + 1);
-        let alarm =
-            seen.filter(|_| awaited & ALARM != 0).and_then(|seen| self.next_alarm(seen + 1));
-        let second = update.into_iter().chain(alarm).min().map(|second| {
-            let wait = i128::from(second) * i128::from(SECOND) - self.time(lent);
-            lent.clock.now().saturating_add(u64::try_from(wait).unwrap_or(0))
-        });
+        let wait = |second: i64| {
+            let ns = i128::from(second) * i128::from(SECOND) - self.time(lent);
+            u64::try_from(ns).unwrap_or(0)
+        };
+        // No longer than a second, even if the host's time was set back.
+        let update = seen.filter(|_| awaited & UPDATE != 0).map(|seen| wait(seen + 1).min(SECOND));
+        let alarm = seen
+            .filter(|_| awaited & ALARM != 0)
+            .and_then(|seen| self.next_alarm(seen + 1))
+            .map(wait);
+        let second =
+            update.into_iter().chain(alarm).min().map(|wait| lent.clock.now().saturating_add(wait));
         self.deadline = period.into_iter().chain(second).min();
     }
 

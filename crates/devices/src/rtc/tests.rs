@@ -1,4 +1,6 @@
 use keel_device_model::testing::Workbench;
+use proptest::prelude::*;
+use proptest::test_runner::{Config as Cases, TestRunner};
 
 use super::*;
 
@@ -138,6 +140,17 @@ fn updates_interrupt_once_a_second_if_told_to() {
 }
 
 #[test]
+fn updates_go_on_when_the_hosts_time_is_set_back() {
+    let mut rig = Rig::at(NEARLY_2024);
+    rig.write(B, HOURS_24 | UPDATE);
+    rig.0.set_wall(0);
+    let state = rig.1.save();
+    rig.1.restore(state, &rig.0.lent()).unwrap();
+    assert_eq!(rig.run(SECOND), 1);
+    assert_eq!(rig.0.levels(), [true]);
+}
+
+#[test]
 fn flags_are_set_without_interrupts() {
     let mut rig = Rig::at(NEARLY_2024);
     rig.read(C);
@@ -171,6 +184,37 @@ fn an_alarm_can_leave_fields_open() {
     assert_eq!(rig.1.deadline(), None, "no such second");
     rig.write(SECONDS_ALARM, 0xc0);
     assert_eq!(rig.1.deadline(), Some(SECOND), "every second");
+}
+
+#[test]
+fn the_next_alarm_is_the_first_second_that_matches() {
+    let mut rtc = Rtc::new(Config::default());
+    rtc.memory[B] = HOURS_24 | BINARY;
+    let matches = |rtc: &Rtc, at| {
+        let date = Date::at(at);
+        [(HOURS_ALARM, date.hour), (MINUTES_ALARM, date.minute), (SECONDS_ALARM, date.second)]
+            .iter()
+            .all(|(alarm, value)| {
+                rtc.memory[*alarm] >= 0xc0 || i64::from(rtc.memory[*alarm]) == *value
+            })
+    };
+    // The longest search: all but over.
+    rtc.memory[HOURS_ALARM] = 10;
+    assert_eq!(rtc.next_alarm(10 * 3600 + 1), Some(34 * 3600));
+    let field = |below: u8| prop_oneof![0..below, Just(0xc0), Just(below)];
+    let alarms = (0i64..200_000, field(24), field(60), field(60));
+    let test = |(from, hour, minute, second)| {
+        let mut rtc = Rtc::new(Config::default());
+        rtc.memory[B] = HOURS_24 | BINARY;
+        for (index, value) in
+            [(HOURS_ALARM, hour), (MINUTES_ALARM, minute), (SECONDS_ALARM, second)]
+        {
+            rtc.memory[index] = value;
+        }
+        prop_assert_eq!(rtc.next_alarm(from), (from..from + 86_400).find(|at| matches(&rtc, *at)));
+        Ok(())
+    };
+    TestRunner::new(Cases::with_cases(32)).run(&alarms, test).unwrap();
 }
 
 #[test]

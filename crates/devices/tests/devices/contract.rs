@@ -24,7 +24,7 @@ fn a_restored_device_goes_on_as_the_saved_one_would<C: Case>() {
         prop_assert_eq!(restored.line(), saved.line());
         Ok(())
     };
-    TestRunner::new(Config::with_cases(256)).run(&strategy, test).unwrap();
+    TestRunner::new(Config::with_cases(128)).run(&strategy, test).unwrap();
 }
 
 /// A reset leaves nothing of what was done before, but for what has a battery.
@@ -44,7 +44,7 @@ fn a_reset_device_is_as_new<C: Case>() {
         }
         Ok(())
     };
-    TestRunner::new(Config::with_cases(256)).run(&ops::<C>(), test).unwrap();
+    TestRunner::new(Config::with_cases(128)).run(&ops::<C>(), test).unwrap();
 }
 
 /// The golden file's sequence leaves something in every register: otherwise that file would prove little.

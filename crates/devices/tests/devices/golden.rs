@@ -75,5 +75,5 @@ pub fn damaged_states_do_no_damage<C: Case>() {
         }
         Ok(())
     };
-    TestRunner::new(Config::with_cases(512)).run(&strategy, test).unwrap();
+    TestRunner::new(Config::with_cases(256)).run(&strategy, test).unwrap();
 }
