@@ -155,10 +155,10 @@ fn page_tables() -> Vec<u64> {
         table
     };
     let directories: Vec<u64> =
-        (2..6).map(|page| PAGE_TABLES + page * PAGE | PRESENT_WRITABLE).collect();
-    let mut tables = first(&[PAGE_TABLES + PAGE | PRESENT_WRITABLE]);
+        (2..6).map(|page| (PAGE_TABLES + page * PAGE) | PRESENT_WRITABLE).collect();
+    let mut tables = first(&[(PAGE_TABLES + PAGE) | PRESENT_WRITABLE]);
     tables.extend(first(&directories));
-    tables.extend((0..4 * ENTRIES).map(|page| page * LARGE_PAGE | PRESENT_WRITABLE | LARGE));
+    tables.extend((0..4 * ENTRIES).map(|page| (page * LARGE_PAGE) | PRESENT_WRITABLE | LARGE));
     tables
 }
 

@@ -1,3 +1,5 @@
+//! What can be wrong with files, and with the RAM they go into.
+
 use std::io;
 
 use vm_memory::GuestMemoryError;
