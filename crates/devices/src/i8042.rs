@@ -292,4 +292,18 @@ mod tests {
         assert_eq!(rig.read(DATA), 0x1c);
         assert_eq!(rig.0.levels(), [false]);
     }
+
+    #[test]
+    fn impossible_states_are_refused() {
+        let mut rig = Rig::new();
+        let good = rig.1.save();
+        for bad in [
+            I8042State { output_port: 0, ..good.clone() },
+            I8042State { pending: Some(0xfe), ..good.clone() },
+            I8042State { output: Some(Output { byte: 0, status: 2 }), ..good.clone() },
+        ] {
+            assert!(rig.1.restore(bad, &rig.0.lent()).is_err());
+        }
+        assert_eq!(rig.1.save(), good);
+    }
 }

@@ -439,6 +439,9 @@ mod tests {
         assert!(rig.sent().is_empty());
         rig.entry(10, LEVEL_32 | 0x3a);
         assert_eq!(rig.sent(), [0xc03a]);
+        rig.entry(10, LEVEL_32 | MASKED_32 | 0x3a);
+        rig.entry(10, LEVEL_32 | 0x3a);
+        assert!(rig.sent().is_empty(), "writing the entry ends nothing");
         // As a threaded handler does it: mask, end, handle, unmask.
         rig.entry(10, LEVEL_32 | MASKED_32 | 0x3a);
         rig.ioapic.end_of_interrupt(0x3a);
