@@ -148,58 +148,62 @@ demo_date:                              # MC146818: registers 0, 2, 4, 7, 8, 9, 
     jne 1f
     say demo, "no RTC\n"
     ret
-1:  mov ecx, 2000
-2:  mov al, 10                          # register A
-    call demo_cmos
-    test al, 0x80                       # update in progress
-    loopnz 2b
-    jz 3f
-    failed demo, "RTC: its update does not end\n"
-    ret
-3:  mov al, 11                          # register B
+1:  call demo_read_date                 # twice the same: not torn by the next second
+    mov r13, rbx
+    call demo_read_date
+    cmp rbx, r13
+    jne 1b
+    mov al, 11                          # register B
     call demo_cmos
     mov r12d, eax
-    mov al, 0x32
-    call demo_cmos
-    call demo_put_clock
-    mov al, 9
-    call demo_cmos
-    call demo_put_clock
-    say demo, "-"
-    mov al, 8
-    call demo_cmos
-    call demo_put_clock
-    say demo, "-"
-    mov al, 7
-    call demo_cmos
-    call demo_put_clock
-    say demo, " "
-    mov al, 4
-    call demo_cmos
-    test r12b, 2                        # 24-hour mode; without it bit 7 says afternoon
+    shl rbx, 8
+    lea rsi, [rip + demo_date_marks]
+2:  rol rbx, 8
+    mov al, bl
+    cmp byte ptr [rsi], ':'             # behind hours and minutes, whose bit 7 is no digit
+    jne 3f
+    and al, 0x7f
+3:  call demo_put_clock
+    lodsb
+    test al, al
+    jz 2b
+    call demo_put                       # AL is still the mark
+    cmp al, '('
+    jne 2b
+    test r12b, 2                        # 24-hour mode; without it the hours' bit 7 says afternoon
     jnz 5f
-    mov edx, eax
-    and eax, 0x7f
-    call demo_put_clock
-    test dl, 0x80
-    jz 4f
-    say demo, " pm"
-    jmp 6f
-4:  say demo, " am"
-    jmp 6f
-5:  call demo_put_clock
-6:  say demo, ":"
-    mov al, 2
-    call demo_cmos
-    call demo_put_clock
-    say demo, ":"
-    xor eax, eax
-    call demo_cmos
-    call demo_put_clock
-    say demo, " (RTC)\n"
+    bt r13, 23
+    jc 4f
+    say demo, "am "
+    jmp 5f
+4:  say demo, "pm "
+5:  say demo, "RTC)\n"
     ret
 
-demo_put_clock:                         # the RTC's number AL in two digits; R12 = register B
+demo_date_registers:                    # century, year, month, day, hours, minutes, seconds
+    .byte 0x32, 9, 8, 7, 4, 2, 0
+demo_date_marks:                        # what is printed behind each
+    .byte 0, '-', '-', ' ', ':', ':', '('
+
+demo_read_date:                         # RBX = the seven registers, seconds lowest, outside of the RTC's update. Changes RCX, RSI.
+    mov ecx, 2000                       # longer than an update takes
+1:  mov al, 10                          # register A
+    call demo_cmos
+    test al, 0x80                       # update in progress
+    loopnz 1b
+    jz 2f
+    failed demo, "RTC: its update does not end\n"
+2:  lea rsi, [rip + demo_date_registers]
+    xor ebx, ebx
+    mov ecx, 7
+3:  lodsb
+    call demo_cmos
+    shl rbx, 8
+    mov bl, al
+    loop 3b
+    ret
+
+demo_put_clock:                         # the RTC's number AL in two digits; R12 = register B. Changes RCX.
     test r12b, 4                        # binary; without it packed decimal
     jz 1f
     mov ah, 0

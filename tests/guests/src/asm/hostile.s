@@ -16,10 +16,10 @@ hostile_main:
     mov rax, r13
     word_of hostile, "count="
     mov r13, rax
-    mov rax, 0x9e3779b97f4a7c15         # neighbouring seeds begin far apart, and no state is 0
+    mov rax, 0x9e3779b97f4a7c15         # neighbouring seeds begin far apart
     imul r12, rax
-    xor r12, rax
-    mov r14d, 0
+    or r12, 1                           # 0 would stay 0
+    xor r14d, r14d
     handle hostile, 13, hostile_protection_fault
 
     mov rbp, [rip + hostile_workspace]  # the gigabyte at 60 GiB, once in a page directory of 2 MiB pages

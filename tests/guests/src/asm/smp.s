@@ -48,7 +48,13 @@
     mov rsp, [rip + \g\()_workspace]
     add rsp, WS_STACK_AP
     call \g\()_cpu_start
-    call \g\()_apic_start
+    cmp dword ptr [rip + \g\()_apic_mode], 2
+    jne 2f
+    mov ecx, 0x1b                       # into x2APIC mode, as the first CPU is
+    rdmsr
+    or eax, 0x400
+    wrmsr
+2:  call \g\()_apic_start
     call \g\()_apic_id
     mov [rip + \g\()_second_id], eax
     mov dword ptr [rip + \g\()_second_ready], 1
