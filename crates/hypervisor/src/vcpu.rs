@@ -90,6 +90,11 @@ impl<'a> Settled<'a> {
     pub fn load(&mut self, state: &CpuState) -> Result<()> {
         self.0.load(state)
     }
+
+    /// The guest physical address behind a linear address in the vCPU's present paging mode, if one is mapped.
+    pub fn translate(&self, linear: u64) -> Result<Option<u64>> {
+        self.0.translate(linear)
+    }
 }
 
 /// For backends: what [`Settled`] calls. A backend keeps its implementor private.
@@ -98,4 +103,6 @@ pub trait StateAccess {
     fn save(&self) -> Result<CpuState>;
     /// Gives the complete state.
     fn load(&mut self, state: &CpuState) -> Result<()>;
+    /// The guest physical address behind a linear one.
+    fn translate(&self, linear: u64) -> Result<Option<u64>>;
 }
