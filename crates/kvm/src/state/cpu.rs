@@ -102,6 +102,7 @@ fn check_cpu(cx: &Context, state: &CpuState, private: &Private) -> Result<()> {
     registers::check_special(&state.segments, &state.control)?;
     registers::check_debug(&state.debug)?;
     registers::check_xcrs(&state.xcrs)?;
+    msrs::check_values(&state.msrs)?;
     xsave::check_area(cx, &state.xsave)?;
     lapic::check_state(cx, state.lapic.as_ref())?;
     lapic::check_activity(cx, state.activity)?;

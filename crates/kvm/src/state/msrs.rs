@@ -6,11 +6,13 @@ use keel_hypervisor::Result;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 
-use super::{Context, bad, name};
+use super::{Context, bad, check, name};
 use crate::error::{Error, Tried};
 
 /// The deadline of the local APIC's timer. Loaded by itself, for it needs the local APIC.
 pub(super) const TSC_DEADLINE: u32 = 0x6e0;
+/// Page attribute table: a memory type a byte (SDM volume 3, 12.12.2).
+const PAT: u32 = 0x277;
 /// How many banks report machine checks, in the low byte (SDM volume 3, 16.3.1.1).
 const MCG_CAP: u32 = 0x179;
 /// CTL, STATUS, ADDR and MISC of each bank follow each other from here on.
@@ -78,6 +80,14 @@ pub(super) fn save(fd: &VcpuFd, id: u32, cx: &Context) -> Result<BTreeMap<u32, u
         }
     }
     Ok(found)
+}
+
+/// Refuses what the kernel does not look at everywhere.
+pub(super) fn check_values(msrs: &BTreeMap<u32, u64>) -> Result<()> {
+    let pat = msrs.get(&PAT).copied().unwrap_or(0);
+    check(pat.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7)), "MSR", || {
+        format!("{pat:#x} for MSR {PAT:#x} names a memory type that does not exist")
+    })
 }
 
 /// Writes all of them in the order of their numbers. So the counters come before what makes them count, and what permits

@@ -22,10 +22,11 @@ ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
 
 /// Every flag that is not reserved (SDM volume 1, figure 3-8).
-const RFLAGS: u64 = 0x3f_7fd7;
+pub(super) const RFLAGS: u64 = 0x3f_7fd7;
 /// Every bit of EFER that some CPU has (APM volume 2, 3.1.7): SCE, LME, LMA, NXE to TCE, MCOMMIT to AIBRSE.
 const EFER: u64 = 0x36_fd01;
 const EFER_LMA: u64 = 1 << 10;
+const CR0_PE: u64 = 1 << 0;
 const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 /// The reserved bits of a present PDPTE: 1, 2, 5 to 8, and those above the widest physical address (SDM volume 3, table 4-8).
@@ -246,7 +247,17 @@ pub(super) fn load_special(
         let sregs: kvm_sregs = common!(kvm_sregs from sregs);
         fd.set_sregs(&sregs).tried("KVM_SET_SREGS", name(id))?;
     }
-    Ok(())
+    // A kernel without hardware virtualization behind it may not be able to run every mode, and leaves paging off without a word.
+    let (_, now) = save_special(fd, id, cx)?;
+    let mode = |control: &Control| {
+        (control.cr0 & (CR0_PE | CR0_PG), control.cr4 & CR4_PAE, control.efer & EFER_LMA)
+    };
+    check(mode(&now) == mode(control), "CPU mode", || {
+        format!(
+            "this host's KVM does not run it: CR0 {:#x}, CR4 {:#x}, EFER {:#x} became {:#x}, {:#x}, {:#x}",
+            control.cr0, control.cr4, control.efer, now.cr0, now.cr4, now.efer
+        )
+    })
 }
 
 pub(super) fn save_debug(fd: &VcpuFd, id: u32, cx: &Context) -> Result<DebugRegisters> {

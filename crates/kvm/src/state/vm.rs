@@ -14,6 +14,8 @@ use crate::error::Tried;
 
 const VM: fn() -> String = || "the VM".into();
 const PICS: [u32; 2] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE];
+/// Which inputs can be level: not the timer's, the keyboard's, the cascade's, the clock's and the coprocessor's.
+const ELCR_MASKS: [u8; 2] = [0xf8, 0xde];
 /// Where the kernel's I/O APIC is; it does not move.
 const IOAPIC_BASE: u64 = 0xfec0_0000;
 
@@ -89,8 +91,8 @@ fn check_vm(cx: &Context, state: &VmState) -> Result<()> {
     check(kernel || state.pit.is_none(), "PIT", || {
         "this VM does not have it in the kernel".into()
     })?;
-    for pic in state.pics.iter().flatten() {
-        check_pic(pic)?;
+    for (pic, elcr_mask) in state.pics.iter().flatten().zip(ELCR_MASKS) {
+        check_pic(pic, elcr_mask)?;
     }
     state.ioapic.iter().try_for_each(check_ioapic)?;
     state.pit.iter().flat_map(|pit| &pit.channels).try_for_each(check_pit)?;
@@ -99,17 +101,20 @@ fn check_vm(cx: &Context, state: &VmState) -> Result<()> {
     })
 }
 
-fn check_pic(pic: &PicState) -> Result<()> {
+fn check_pic(pic: &PicState, elcr_mask: u8) -> Result<()> {
     const WHAT: &str = "PIC";
     check(pic.priority_add < 8, WHAT, || format!("there is no input {}", pic.priority_add))?;
-    check(pic.irq_base % 8 == 0, WHAT, || {
+    check(pic.irq_base.is_multiple_of(8), WHAT, || {
         format!("vector {:#x} is no multiple of 8", pic.irq_base)
     })?;
     check(pic.init_state < 4, WHAT, || {
         format!("there is no initialization word {}", pic.init_state)
     })?;
-    check(pic.elcr & !pic.elcr_mask == 0, WHAT, || {
-        format!("inputs {:#x} can not be level", pic.elcr & !pic.elcr_mask)
+    check(pic.elcr_mask == elcr_mask && pic.elcr & !elcr_mask == 0, WHAT, || {
+        format!(
+            "inputs {:#x} of {:#x} can not be level, only those of {elcr_mask:#x}",
+            pic.elcr, pic.elcr_mask
+        )
     })
 }
 
@@ -126,7 +131,8 @@ fn check_ioapic(ioapic: &IoApicState) -> Result<()> {
 fn check_pit(channel: &PitChannel) -> Result<()> {
     let fields = [
         ("count", channel.count, 65536),
-        ("mode", channel.mode.into(), 7),
+        // 255: not set yet.
+        ("mode", if channel.mode == 255 { 0 } else { channel.mode.into() }, 7),
         ("access mode", channel.rw_mode.into(), 3),
         ("read state", channel.read_state.into(), 4),
         ("write state", channel.write_state.into(), 4),
