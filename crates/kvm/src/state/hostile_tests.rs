@@ -34,9 +34,9 @@ fn every_impossible_part_is_named() {
     assert_eq!(kernel(|state| state.control.pdptrs = Some([0; 4])), "PDPTEs");
     assert_eq!(kernel(|state| state.debug.dr6 = 1 << 32), "DR6");
     assert_eq!(kernel(|state| state.debug.dr7 = 1 << 32), "DR7");
-    assert_eq!(kernel(|state| drop(state.xcrs.insert(1, 0))), "XCRs");
+    assert_eq!(kernel(|state| state.xcrs.extend([(1, 0)])), "XCRs");
     assert_eq!(kernel(|state| state.xsave.0.0.truncate(100)), "XSAVE area");
-    assert_eq!(kernel(|state| drop(state.msrs.insert(0x277, 2))), "MSR");
+    assert_eq!(kernel(|state| state.msrs.extend([(0x277, 2)])), "MSR");
     assert_eq!(kernel(|state| state.lapic = None), "local APIC");
     assert_eq!(kernel(|state| state.lapic.as_mut().unwrap().registers.truncate(63)), "local APIC");
     assert_eq!(kernel(|state| state.tsc_khz = Some(0)), "TSC frequency");
@@ -84,7 +84,7 @@ fn nonsense_in_kvms_own_section_is_named() {
         private(|kvm| drop(kvm.blocks.insert("surprise".into(), Bytes::default()))),
         "KVM's own state"
     );
-    assert_eq!(private(|kvm| drop(kvm.msrs.insert(0x10, 0))), "KVM's own state");
+    assert_eq!(private(|kvm| kvm.msrs.extend([(0x10, 0)])), "KVM's own state");
     for length in [0, 127, 128, 5000, 20_000] {
         let what = blamed(Interrupts::Kernel, |state| {
             let block = Bytes(vec![0xff; length]);

@@ -90,7 +90,7 @@ pub(super) fn check_values(msrs: &BTreeMap<u32, u64>) -> Result<()> {
     })
 }
 
-/// Writes all of them in the order of their numbers. So the counters come before what makes them count, and what permits
+/// Writes all of them in the order of their numbers. So Intel's counters come before what makes them count, and what permits
 /// nested virtualization (0x3a) before its capabilities (0x480 and on); nothing else depends on the order.
 pub(super) fn load<'a>(
     fd: &VcpuFd,

@@ -2,7 +2,7 @@
 
 use keel_hypervisor::state::{
     Activity, Bytes, DescriptorTable, Events, Exception, Interrupt, IoApicState, LapicState,
-    PicState, PitChannel, PitState, Private, Registers, Segment, XsaveArea,
+    PicState, PitChannel, PitState, Registers, Segment, XsaveArea,
 };
 use keel_hypervisor::{Bus, CpuState, Error, Interrupts, Result, Vcpu, Vm, VmState, Width};
 use proptest::prelude::*;
@@ -64,7 +64,7 @@ fn take_running(state: &mut CpuState) -> Option<u64> {
     let tsc = state.msrs.get(&TSC).copied();
     let private = state.private.get_mut("kvm").map(|private| &mut private.msrs);
     for msrs in [Some(&mut state.msrs), private].into_iter().flatten() {
-        RUNNING.iter().for_each(|index| drop(msrs.remove(index)));
+        msrs.retain(|index, _| !RUNNING.contains(index));
     }
     tsc
 }
@@ -556,7 +556,7 @@ fn a_refused_msr_is_named() {
     let error = machine.load(&state).unwrap_err().to_string();
     assert!(error.contains("refused 0x2 for MSR 0x250"), "{error}");
     let mut state = machine.save();
-    state.private.entry("kvm".into()).or_insert_with(Private::default).msrs.insert(0x4b56_4dff, 1);
+    state.private.entry("kvm".into()).or_default().msrs.insert(0x4b56_4dff, 1);
     let error = machine.load(&state).unwrap_err().to_string();
     assert!(error.contains("MSR 0x4b564dff was 0x1"), "{error}");
     // One that was never used is nothing to lose.
