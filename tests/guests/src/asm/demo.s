@@ -168,22 +168,22 @@ demo_date:                              # MC146818: registers 0, 2, 4, 7, 8, 9, 
     test al, al
     jz 2b
     call demo_put                       # AL is still the mark
-    cmp al, '('
+    cmp al, ','
     jne 2b
     test r12b, 2                        # 24-hour mode; without it the hours' bit 7 says afternoon
     jnz 5f
     bt r13, 23
     jc 4f
-    say demo, "am "
+    say demo, " am,"
     jmp 5f
-4:  say demo, "pm "
-5:  say demo, "RTC)\n"
+4:  say demo, " pm,"
+5:  say demo, " says the RTC\n"
     ret
 
 demo_date_registers:                    # century, year, month, day, hours, minutes, seconds
     .byte 0x32, 9, 8, 7, 4, 2, 0
 demo_date_marks:                        # what is printed behind each
-    .byte 0, '-', '-', ' ', ':', ':', '('
+    .byte 0, '-', '-', ' ', ':', ':', ','
 
 demo_read_date:                         # RBX = the seven registers, seconds lowest, outside of the RTC's update. Changes RCX, RSI.
     mov ecx, 2000                       # longer than an update takes
