@@ -9,8 +9,9 @@ const CHUNK_WORDS: usize = (CHUNK_PAGES / 64) as usize;
 
 /// A set of guest page frame numbers (GFN: a guest physical address divided by 4096).
 ///
-/// Holds a bit a page for every 128 MiB in which there is any, so that holes cost nothing: at most 1/32768 of the guest memory it is
-/// used for.
+/// Holds a bit a page for every 128 MiB in which there is any, so that holes cost nothing: 1/32768 of the guest memory it is used for,
+/// and at most 4 KiB a frame wherever that is. It takes any frame: of a foreign list, those that are not
+/// [RAM](crate::GuestRam::contains) are sorted out first.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct PageSet {
     /// By GFN / `CHUNK_PAGES`. No chunk is empty.
@@ -48,16 +49,19 @@ impl PageSet {
         }
     }
 
-    /// Adds `count` frames from `first` on, as many of them as there are.
+    /// Adds `count` frames from `first` on, as many of them as there are below 2^64 - 1.
     pub fn insert_range(&mut self, first: u64, count: u64) {
         let mut gfn = first;
         let mut left = count.min(u64::MAX - first);
         while left > 0 {
-            let room = 64 - gfn % 64;
-            let now = left.min(room);
-            let ones = u64::MAX >> (64 - now);
-            self.merge_word(gfn - gfn % 64, ones << (gfn % 64));
-            gfn += now;
+            let now = left.min(CHUNK_PAGES - gfn % CHUNK_PAGES);
+            let chunk = self.chunk(gfn / CHUNK_PAGES);
+            let end = gfn + now;
+            while gfn < end {
+                let bits = (end - gfn).min(64 - gfn % 64);
+                chunk[word_of(gfn)] |= (u64::MAX >> (64 - bits)) << (gfn % 64);
+                gfn += bits;
+            }
             left -= now;
         }
     }
@@ -110,26 +114,25 @@ impl PageSet {
 
     /// The frames in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        self.words().flat_map(|(first, mut word)| {
-            std::iter::from_fn(move || {
-                if word == 0 {
-                    return None;
-                }
-                let bit = word.trailing_zeros();
-                word &= word - 1;
-                Some(first + u64::from(bit))
-            })
+        self.words().flat_map(|(first, word)| frames_of(first, word))
+    }
+
+    /// Takes all frames out, in ascending order. Those the iterator is not asked for are gone as well.
+    pub fn drain(&mut self) -> impl Iterator<Item = u64> + use<> {
+        std::mem::take(&mut self.chunks).into_iter().flat_map(|(number, words)| {
+            (0..CHUNK_PAGES)
+                .step_by(64)
+                .flat_map(move |gfn| frames_of(number * CHUNK_PAGES + gfn, words[word_of(gfn)]))
         })
     }
 
     /// Runs of neighbouring frames in ascending order, as first frame and count; each as long as can be.
     pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let mut frames = self.iter().peekable();
+        let mut parts = self.words().flat_map(|(first, word)| runs_of(first, word)).peekable();
         std::iter::from_fn(move || {
-            let first = frames.next()?;
-            let mut count = 1;
-            while frames.next_if(|gfn| *gfn == first.wrapping_add(count)).is_some() {
-                count += 1;
+            let (first, mut count) = parts.next()?;
+            while let Some((_, more)) = parts.next_if(|part| part.0 == first.wrapping_add(count)) {
+                count += more;
             }
             Some((first, count))
         })
@@ -153,6 +156,26 @@ impl PageSet {
             self.chunk(gfn / CHUNK_PAGES)[word_of(gfn)] |= word;
         }
     }
+}
+
+/// The frames of a word's bits.
+fn frames_of(first: u64, mut word: u64) -> impl Iterator<Item = u64> {
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        // Nothing left if there is no lowest bit to take off.
+        word &= word.checked_sub(1)?;
+        Some(first + u64::from(bit))
+    })
+}
+
+/// The runs of a word's bits, as first frame and count.
+fn runs_of(first: u64, mut word: u64) -> impl Iterator<Item = (u64, u64)> {
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        let count = word.checked_shr(bit)?.trailing_ones();
+        word &= u64::MAX.checked_shl(bit + count).unwrap_or(0);
+        Some((first + u64::from(bit), u64::from(count)))
+    })
 }
 
 fn word_of(gfn: u64) -> usize {
@@ -253,6 +276,9 @@ mod tests {
             prop_assert_eq!(set.is_empty(), oracle.is_empty());
             prop_assert!(oracle.iter().all(|gfn| set.contains(*gfn)));
             let from_runs: Vec<_> = set.runs().flat_map(|(first, count)| (0..count).map(move |n| first + n)).collect();
+            prop_assert!(set.runs().zip(set.runs().skip(1)).all(|(a, b)| a.0 + a.1 < b.0));
+            prop_assert_eq!(set.drain().collect::<Vec<_>>(), from_runs.clone());
+            prop_assert!(set.is_empty() && set == PageSet::new());
             prop_assert_eq!(from_runs, oracle.into_iter().collect::<Vec<_>>());
         }
     }
