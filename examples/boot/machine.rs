@@ -18,7 +18,7 @@ use keel_devices::rtc::{self, Rtc};
 use keel_devices::serial::{self, COM_PORTS, Serial};
 use keel_devices::{MsiSink, Shifted};
 use keel_hypervisor::cpu_model::Topology;
-use keel_hypervisor::{Cpuid, Interrupts, MemorySlot, Msi, Vm, VmState, Width};
+use keel_hypervisor::{Cpuid, Interrupts, MemorySlot, Msi, Route, Vm, VmState, Width};
 use keel_kvm::{Kvm, VmConfig};
 use keel_loader::acpi;
 use keel_loader::acpi::Platform;
@@ -36,7 +36,6 @@ use crate::software::Software;
 pub struct Machine {
     pub ram: GuestRam,
     pub vm: Arc<dyn Vm>,
-    pub board: Board,
     pub devices: Roster,
     pub cpus: Vec<Arc<Mutex<Cpu>>>,
     pub clock: Arc<HostClock>,
@@ -70,15 +69,14 @@ impl Machine {
 
         let clock = Arc::new(HostClock::stopped_at(0));
         let surroundings = Surroundings { clock: clock.clone(), machine: control.clone() };
-        let board = Board::new();
         let mut builder =
-            Builder { config, vm: vm.clone(), board: board.clone(), devices: Roster::new(), surroundings, ioapic: None };
+            Builder { config, vm: vm.clone(), board: Board::new(), devices: Roster::new(), surroundings, ioapic: None };
         builder.interrupt_controllers()?;
         builder.serial_ports(control, io)?;
         builder.fixed_devices(&clock, io)?;
         builder.optional_devices(control)?;
 
-        let cpus = create_cpus(config, &kvm, &vm, &board)?;
+        let cpus = create_cpus(config, &kvm, &vm, &builder.board)?;
         control.set_kickers(cpus.iter().map(|cpu| cpu::lock(cpu).kicker()).collect());
         let mut machine = Machine {
             power_on: vm.save()?,
@@ -86,7 +84,6 @@ impl Machine {
             ram,
             vm,
             devices: builder.devices,
-            board,
             cpus,
             clock,
             control: control.clone(),
@@ -122,8 +119,14 @@ impl Machine {
         self.load_software()
     }
 
-    /// Lets the machine run.
-    pub fn start(&self) {
+    /// Lets the machine run. `was_stopped`: its guest has run before, and may take the time in between for a hang.
+    pub fn start(&self, was_stopped: bool) {
+        if was_stopped {
+            for cpu in &self.cpus {
+                // Only a courtesy.
+                let _ = cpu::lock(cpu).notify_paused();
+            }
+        }
         self.clock.start();
         self.control.start();
     }
@@ -210,9 +213,11 @@ impl Builder<'_> {
         }
     }
 
-    /// The I/O APIC, if the kernel has only the local ones.
+    /// The wiring of the kernel's interrupt controllers, or the I/O APIC if the kernel has only the local ones.
     fn interrupt_controllers(&mut self) -> Result<(), Failure> {
-        if self.config.interrupts == Interrupts::Split {
+        if self.config.interrupts == Interrupts::Kernel {
+            self.vm.set_routes(&Route::pc())?;
+        } else {
             let vm = self.vm.clone();
             let on_routes = Box::new(move |routes: Vec<_>| {
                 // The table has a bounded size and every entry was made by our own I/O APIC.

@@ -90,7 +90,7 @@ impl Supervisor {
         let control = machine.control.clone();
         let running = policy.start;
         if running {
-            machine.start();
+            machine.start(false);
         }
         Supervisor { machine, policy, control, ending, running }
     }
@@ -104,7 +104,7 @@ impl Supervisor {
         }
         self.machine.wait_until_stopped();
         match self.decide(event) {
-            Ok(None) if self.running => self.machine.start(),
+            Ok(None) if self.running => self.machine.start(true),
             Ok(None) => {}
             Ok(Some(outcome)) => self.finish(outcome),
             Err(failure) => self.finish(Outcome::Failed(failure)),
