@@ -1,7 +1,7 @@
 //! The parts of the documentation that are what a program prints.
 //!
 //! Between `<!-- output of: PROGRAM ARGUMENTS -->` and `<!-- end of output -->` in `README.md` or a file of `docs/` stands, as
-//! a fenced block, what that command prints: PROGRAM is an example, or `xtask`.
+//! a fenced block, what that command prints: PROGRAM is an example, `xtask`, or `cat` for a file of the project.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ const END: &str = "<!-- end of output -->";
     about = "Write the parts of the documentation that are what a program prints",
     long_about = "Write the parts of the documentation that are what a program prints.\n\n\
         Between `<!-- output of: PROGRAM ARGUMENTS -->` and `<!-- end of output -->`, each on a line of its own, in \
-        README.md and the files of docs/ stands what the command prints. PROGRAM is one of the examples, or `xtask`."
+        README.md and the files of docs/ stands what the command prints. PROGRAM is one of the examples, `xtask`, or `cat` for a file of the project."
 )]
 pub struct Docs {
     /// Change nothing: fail if something is not what it should be
@@ -113,8 +113,9 @@ fn fill(text: &str, print: &dyn Fn(&str) -> Result<String>) -> Result<(String, u
             .context("a marker's line does not end in -->")?;
         let (_, after) =
             tail.split_once(END).with_context(|| format!("no {END:?} after {head:?}"))?;
+        let language = if command.trim().ends_with(".rs") { "rust" } else { "text" };
         filled += &format!(
-            "{}{head}\n```text\n{}\n```\n{END}",
+            "{}{head}\n```{language}\n{}\n```\n{END}",
             &rest[..at],
             print(command.trim())?.trim_end()
         );
@@ -128,6 +129,10 @@ fn fill(text: &str, print: &dyn Fn(&str) -> Result<String>) -> Result<(String, u
 fn print(command: &str) -> Result<String> {
     let mut words = command.split_whitespace();
     let program = words.next().context("a marker names no program")?;
+    if program == "cat" {
+        let path = root().join(words.next().context("cat names no file")?);
+        return fs::read_to_string(&path).with_context(|| format!("read {}", path.display()));
+    }
     let binary = if program == "xtask" {
         std::env::current_exe().context("find this program")?
     } else {
