@@ -155,7 +155,7 @@ impl SerialInput {
                             match key {
                                 Key::Data(byte) => self.waiting.push(byte),
                                 Key::Quit => self.control.post(Event::Quit("Ctrl-A x")),
-                                Key::Break => {}
+                                Key::Break => self.serial.with(|serial, lent| serial.receive_break(lent)),
                                 Key::Say(text) => eprint!("{text}"),
                             }
                         }

@@ -69,6 +69,7 @@ const LCR_DLAB: u8 = 1 << 7;
 const MCR_LOOPBACK: u8 = 1 << 4;
 const LSR_READY: u8 = 1 << 0;
 const LSR_OVERRUN: u8 = 1 << 1;
+const LSR_BREAK: u8 = 1 << 4;
 /// Holding and shift register empty: characters leave at once.
 const LSR_EMPTY: u8 = 0x60;
 const MSR_RING: u8 = 1 << 6;
@@ -96,8 +97,8 @@ pub struct SerialState {
     pub modem_control: u8,
     /// SCR.
     pub scratch: u8,
-    /// A character was lost: bit 1 of LSR.
-    pub overrun: bool,
+    /// What has happened to the line since LSR was last read: bit 1, a character was lost; bit 4, a break was received.
+    pub line_events: u8,
     /// Modem lines that have changed: bits 0 to 3 of MSR.
     pub modem_changes: u8,
     /// The transmitter has become empty and the guest not yet been told.
@@ -130,7 +131,7 @@ pub struct Serial {
     /// As the UART's own, which can not be read while the divisor latch is shown in its place.
     interrupt_enable: u8,
     fifo_control: u8,
-    overrun: bool,
+    line_events: u8,
     modem_changes: u8,
     transmitter_pending: bool,
 }
@@ -158,7 +159,7 @@ impl Serial {
             uart,
             interrupt_enable: 0,
             fifo_control: 0,
-            overrun: false,
+            line_events: 0,
             modem_changes: 0,
             transmitter_pending: false,
         }
@@ -184,6 +185,16 @@ impl Serial {
         taken
     }
 
+    /// A break for the guest: a character of zeroes that LSR marks. Where characters wait that came before it, or in loopback, it is lost.
+    pub fn receive_break(&mut self, lent: &Lent<'_>) {
+        if self.received() == 0 && !self.in_loopback() {
+            self.line_events |= LSR_BREAK;
+            // There is room for one.
+            let _ = self.uart.enqueue_raw_bytes(&[0]);
+            self.settle(lent);
+        }
+    }
+
     /// How many characters of output were lost.
     pub fn lost(&self) -> u64 {
         self.uart.writer().lost()
@@ -206,7 +217,7 @@ impl Serial {
     /// The most urgent interrupt, as IIR identifies it (data sheet, table 4).
     fn interrupt(&self) -> u8 {
         let enabled = |cause| self.interrupt_enable & cause != 0;
-        if enabled(IER_LINE) && self.overrun {
+        if enabled(IER_LINE) && self.line_events != 0 {
             IIR_LINE
         } else if enabled(IER_RECEIVED) && self.received() > 0 {
             let trigger = match self.fifo_control & (FCR_TRIGGER | FCR_ENABLE) {
@@ -249,7 +260,7 @@ impl Serial {
         self.transmitter_pending = false;
         self.drive(lent);
         if self.in_loopback() && self.received() >= self.capacity() {
-            self.overrun = true;
+            self.line_events |= LSR_OVERRUN;
         } else {
             self.write_uart(DATA, byte);
         }
@@ -312,10 +323,7 @@ impl PortIo for Serial {
                 }
                 interrupt | if self.fifo_control & FCR_ENABLE != 0 { IIR_FIFOS } else { 0 }
             }
-            LSR => {
-                let overrun = if std::mem::take(&mut self.overrun) { LSR_OVERRUN } else { 0 };
-                self.uart.read(LSR) | overrun
-            }
+            LSR => self.uart.read(LSR) | std::mem::take(&mut self.line_events),
             MSR => self.uart.read(MSR) | std::mem::take(&mut self.modem_changes),
             register => self.uart.read(register),
         };
@@ -352,7 +360,7 @@ impl Device for Serial {
         let _ = self.rebuild(&UartState::default());
         self.interrupt_enable = 0;
         self.fifo_control = 0;
-        self.overrun = false;
+        self.line_events = 0;
         self.modem_changes = 0;
         self.transmitter_pending = false;
         self.settle(lent);
@@ -367,7 +375,7 @@ impl Device for Serial {
             line_control: uart.line_control,
             modem_control: uart.modem_control,
             scratch: uart.scratch,
-            overrun: self.overrun,
+            line_events: self.line_events,
             modem_changes: self.modem_changes,
             transmitter_pending: self.transmitter_pending,
             received: Bytes(uart.in_buffer),
@@ -384,6 +392,10 @@ impl Device for Serial {
         )?;
         possible::<Self>(state.modem_control <= 0x1f, "modem control register")?;
         possible::<Self>(state.modem_changes <= 0x0f, "modem status register")?;
+        possible::<Self>(
+            state.line_events & !(LSR_OVERRUN | LSR_BREAK) == 0,
+            "line status register",
+        )?;
         possible::<Self>(
             state.received.0.len() <= if enabled { FIFO } else { 1 },
             "more characters received than there is room for",
@@ -403,7 +415,7 @@ impl Device for Serial {
         })?;
         self.interrupt_enable = state.interrupt_enable;
         self.fifo_control = state.fifo_control;
-        self.overrun = state.overrun;
+        self.line_events = state.line_events;
         self.modem_changes = state.modem_changes;
         self.transmitter_pending = state.transmitter_pending;
         self.settle(lent);

@@ -230,3 +230,21 @@ fn impossible_states_are_refused() {
     ));
     assert_eq!(other.serial.save(), rig.serial.save());
 }
+
+#[test]
+fn a_break_is_a_marked_zero() {
+    let bench = Workbench::new();
+    let mut serial = Serial::new(Box::new(std::io::sink()));
+    serial.pio_write(1, Width::Byte, 0x04, &bench.lent());
+    serial.receive_break(&bench.lent());
+    assert_eq!(bench.levels(), [true]);
+    assert_eq!(
+        serial.pio_read(2, Width::Byte, &bench.lent()) & 0x0f,
+        0x06,
+        "line status interrupt"
+    );
+    assert_eq!(serial.pio_read(5, Width::Byte, &bench.lent()), 0x71);
+    assert_eq!(bench.levels(), [false]);
+    assert_eq!(serial.pio_read(0, Width::Byte, &bench.lent()), 0);
+    assert_eq!(serial.pio_read(5, Width::Byte, &bench.lent()), 0x60);
+}
