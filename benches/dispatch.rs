@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use keel_device_model::testing::Requests;
 use keel_device_model::{
-    Board, BoardBus, Device, HostClock, Lent, Line, MmioIo, PortIo, Seat, SharedMmio, SharedPio, StateError, Surroundings,
+    Board, BoardBus, Device, HostClock, Lent, Line, MmioIo, PortIo, Seat, SharedMmio, SharedPio,
+    StateError, Surroundings,
 };
 use keel_hypervisor::{Bus, Width};
 use nix::time::{ClockId, clock_gettime};
@@ -222,7 +223,10 @@ fn subject(name: &str) -> [Box<dyn Subject>; 2] {
     match name {
         "keel" | "keel_seat" => {
             let board = Board::new();
-            let surroundings = Surroundings { clock: Arc::new(HostClock::stopped_at(0)), machine: Arc::new(Requests::default()) };
+            let surroundings = Surroundings {
+                clock: Arc::new(HostClock::stopped_at(0)),
+                machine: Arc::new(Requests::default()),
+            };
             for device in 0..DEVICES {
                 let (pio, mmio): (Arc<dyn SharedPio>, Arc<dyn SharedMmio>) = if name == "keel" {
                     (Arc::new(Latch::default()), Arc::new(Latch::default()))
@@ -231,9 +235,14 @@ fn subject(name: &str) -> [Box<dyn Subject>; 2] {
                     (seat(), seat())
                 };
                 let ports = port(device)..=port(device) + (PORTS - 1);
-                let mapped = board
-                    .map_pio("latch", ports, Width::Dword, pio)
-                    .and_then(|()| board.map_mmio("latch", gpa(device)..=gpa(device) + (LEN - 1), Width::Dword, mmio));
+                let mapped = board.map_pio("latch", ports, Width::Dword, pio).and_then(|()| {
+                    board.map_mmio(
+                        "latch",
+                        gpa(device)..=gpa(device) + (LEN - 1),
+                        Width::Dword,
+                        mmio,
+                    )
+                });
                 assert_eq!(mapped, Ok(()));
             }
             [Box::new(board.bus()), Box::new(board.bus())]
@@ -242,9 +251,15 @@ fn subject(name: &str) -> [Box<dyn Subject>; 2] {
             let mut manager = IoManager::new();
             for device in 0..DEVICES {
                 let resource = Resource::PioAddressRange { base: port(device), size: PORTS };
-                assert!(manager.register_pio_resources(Arc::new(Latch::default()), &[resource]).is_ok());
+                assert!(
+                    manager.register_pio_resources(Arc::new(Latch::default()), &[resource]).is_ok()
+                );
                 let resource = Resource::MmioAddressRange { base: gpa(device), size: LEN };
-                assert!(manager.register_mmio_resources(Arc::new(Latch::default()), &[resource]).is_ok());
+                assert!(
+                    manager
+                        .register_mmio_resources(Arc::new(Latch::default()), &[resource])
+                        .is_ok()
+                );
             }
             let manager = Arc::new(manager);
             [Box::new(VmDevice(manager.clone())), Box::new(VmDevice(manager))]
@@ -316,7 +331,9 @@ fn scaling(name: &str) -> f64 {
         let mine = work(first, 0, barrier)();
         mine.max(other.join().unwrap_or_default())
     };
-    let best = |round: &dyn Fn() -> Duration| (0..5).map(|_| round()).min().unwrap_or_default().as_secs_f64();
+    let best = |round: &dyn Fn() -> Duration| {
+        (0..5).map(|_| round()).min().unwrap_or_default().as_secs_f64()
+    };
     2.0 * best(&alone) / best(&together)
 }
 
@@ -374,7 +391,9 @@ fn main() -> ExitCode {
                     println!("{name}_{kind}_write_instructions {count:.1} instructions");
                     failed |= name == "keel" && count > 60.0;
                 }
-                None => println!("{name}_{kind}_write_instructions could not be counted: is valgrind installed?"),
+                None => println!(
+                    "{name}_{kind}_write_instructions could not be counted: is valgrind installed?"
+                ),
             }
         }
     }

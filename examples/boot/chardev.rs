@@ -165,7 +165,10 @@ impl Write for Output {
 
 /// Waits until a file that may be slow takes more, or the machine is to end.
 fn wait_for_room(file: &File, control: &Control) -> io::Result<()> {
-    let mut waiting = [PollFd::new(file.as_fd(), PollFlags::POLLOUT), PollFd::new(control.ended().as_fd(), PollFlags::POLLIN)];
+    let mut waiting = [
+        PollFd::new(file.as_fd(), PollFlags::POLLOUT),
+        PollFd::new(control.ended().as_fd(), PollFlags::POLLIN),
+    ];
     match poll(&mut waiting, PollTimeout::NONE) {
         Ok(_) if waiting[0].revents().is_some_and(|events| !events.is_empty()) => Ok(()),
         Ok(_) => Err(io::Error::other("the machine ends")),
@@ -185,12 +188,16 @@ pub fn open(kind: &Kind, label: &str, control: &Arc<Control>) -> Result<Chardev,
     match kind {
         Kind::Null => Ok(device(None, None)),
         Kind::File(path) => {
-            let file = File::create(path).map_err(failed(format!("cannot write {}", path.display())))?;
+            let file =
+                File::create(path).map_err(failed(format!("cannot write {}", path.display())))?;
             Ok(device(Some(file), None))
         }
         Kind::Stdio { keys, signals } => {
-            let raw = Raw::enter(*signals).map_err(|error| format!("{label}: cannot set up the terminal: {error}"))?;
-            let copy = |fd: io::Result<OwnedFd>| fd.map(File::from).map_err(failed("cannot use the terminal".into()));
+            let raw = Raw::enter(*signals)
+                .map_err(|error| format!("{label}: cannot set up the terminal: {error}"))?;
+            let copy = |fd: io::Result<OwnedFd>| {
+                fd.map(File::from).map_err(failed("cannot use the terminal".into()))
+            };
             let output = copy(io::stdout().as_fd().try_clone_to_owned())?;
             let input = copy(io::stdin().as_fd().try_clone_to_owned())?;
             Ok(Chardev { raw, keys: *keys, ..device(Some(output), Some(Input::Stream(input))) })
@@ -203,17 +210,23 @@ pub fn open(kind: &Kind, label: &str, control: &Arc<Control>) -> Result<Chardev,
             Ok(device(Some(master), Some(Input::Stream(input))))
         }
         Kind::Unix { path, server: false, .. } => {
-            let stream = UnixStream::connect(path).map_err(failed(format!("cannot connect to {}", path.display())))?;
+            let stream = UnixStream::connect(path)
+                .map_err(failed(format!("cannot connect to {}", path.display())))?;
             let output = stream.try_clone().map_err(failed(path.display().to_string()))?;
-            Ok(device(Some(OwnedFd::from(output).into()), Some(Input::Stream(OwnedFd::from(stream).into()))))
+            Ok(device(
+                Some(OwnedFd::from(output).into()),
+                Some(Input::Stream(OwnedFd::from(stream).into())),
+            ))
         }
         Kind::Unix { path, server: true, wait } => {
-            let listener = listen(path).map_err(failed(format!("cannot listen at {}", path.display())))?;
+            let listener =
+                listen(path).map_err(failed(format!("cannot listen at {}", path.display())))?;
             let opened = device(None, None);
             let path_guard = SocketPath(path.clone());
             if *wait {
                 eprintln!("boot: waiting for a connection at {} (label {label})", path.display());
-                wait_for_client(&listener).map_err(failed(format!("cannot wait at {}", path.display())))?;
+                wait_for_client(&listener)
+                    .map_err(failed(format!("cannot wait at {}", path.display())))?;
             }
             listener.set_nonblocking(true).map_err(failed(path.display().to_string()))?;
             Ok(Chardev { input: Some(Input::Listener { listener, path: path_guard }), ..opened })
@@ -224,7 +237,9 @@ pub fn open(kind: &Kind, label: &str, control: &Arc<Control>) -> Result<Chardev,
 /// Listens at a path, in place of a socket that a program that is gone has left there.
 fn listen(path: &PathBuf) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && UnixStream::connect(path).is_err() => {
+        Err(error)
+            if error.kind() == io::ErrorKind::AddrInUse && UnixStream::connect(path).is_err() =>
+        {
             std::fs::remove_file(path)?;
             UnixListener::bind(path)
         }
@@ -254,7 +269,11 @@ fn open_pty() -> io::Result<(File, String)> {
 pub fn read_ready(input: &mut File, buffer: &mut [u8]) -> io::Result<Option<usize>> {
     match input.read(buffer) {
         Ok(count) => Ok(Some(count)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

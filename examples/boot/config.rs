@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use keel_devices::{debug_console, debug_exit};
-use keel_hypervisor::cpu_model::{CpuModel, Topology};
 use keel_hypervisor::Interrupts;
+use keel_hypervisor::cpu_model::{CpuModel, Topology};
 use keel_memory::{Backing, RamConfig};
 
 use crate::chardev::{self, Kind};
@@ -66,7 +66,10 @@ impl Config {
             devices.push(DeviceConfig::Pvpanic);
         }
         if options.kernel.is_none() {
-            for own in [DeviceConfig::MsiTest, DeviceConfig::DebugExit { port: debug_exit::PORT, ports: debug_exit::PORTS }] {
+            for own in [
+                DeviceConfig::MsiTest,
+                DeviceConfig::DebugExit { port: debug_exit::PORT, ports: debug_exit::PORTS },
+            ] {
                 if !devices.contains(&own) {
                     devices.push(own);
                 }
@@ -80,7 +83,10 @@ impl Config {
         Ok(Meaning::Run(Box::new(Config {
             interrupts: interrupts(options)?,
             topology: topology(&options.smp).map_err(on("smp"))?,
-            cpu: options.cpu.parse().map_err(|error: keel_hypervisor::Error| format!("option -cpu: {error}"))?,
+            cpu: options
+                .cpu
+                .parse()
+                .map_err(|error: keel_hypervisor::Error| format!("option -cpu: {error}"))?,
             ram: ram(options)?,
             kernel: options.kernel.clone(),
             initrd: options.initrd.clone(),
@@ -88,7 +94,8 @@ impl Config {
             serials: serials(options, &defined).map_err(on("serial"))?,
             devices,
             // The built-in guest is there to show what goes on.
-            report_exits: options.kernel.is_none() || options.log.iter().any(|item| item == "exits"),
+            report_exits: options.kernel.is_none()
+                || options.log.iter().any(|item| item == "exits"),
             restore: options.restore.clone(),
         })))
     }
@@ -100,11 +107,14 @@ fn help(options: &Options) -> Option<String> {
         return Some(CpuModel::help());
     }
     if options.machine.wants_help() {
-        return Some("Machines:\n  pc    a PC without firmware: ACPI, serial ports, RTC (default)\n".into());
+        return Some(
+            "Machines:\n  pc    a PC without firmware: ACPI, serial ports, RTC (default)\n".into(),
+        );
     }
     if options.accel.wants_help() {
         let report = keel_kvm::probe::Report::probe();
-        let state = report.why_not().or_else(|| report.caution()).unwrap_or_else(|| "ready to use".into());
+        let state =
+            report.why_not().or_else(|| report.caution()).unwrap_or_else(|| "ready to use".into());
         return Some(format!("Accelerators:\n  kvm   {state}\n\nboot -doctor tells more.\n"));
     }
     if options.log.iter().any(|item| item == "help" || item == "?") {
@@ -150,7 +160,10 @@ fn device(words: &Words, defined: &[(String, Kind)]) -> Result<DeviceConfig, Str
             None => format!("there is no device '{name}' (-device help lists them)"),
         });
     };
-    let known: Vec<_> = ["driver", "id"].into_iter().chain(properties.iter().map(|(property, _)| *property)).collect();
+    let known: Vec<_> = ["driver", "id"]
+        .into_iter()
+        .chain(properties.iter().map(|(property, _)| *property))
+        .collect();
     words.only(&known).map_err(|error| format!("{name}: {error}"))?;
     let port = |default: u16| {
         let port = words.number("iobase", default.into())?;
@@ -158,7 +171,8 @@ fn device(words: &Words, defined: &[(String, Kind)]) -> Result<DeviceConfig, Str
     };
     match name {
         "isa-debug-exit" => {
-            let (port, ports) = (port(debug_exit::PORT)?, words.number("iosize", debug_exit::PORTS.into())?);
+            let (port, ports) =
+                (port(debug_exit::PORT)?, words.number("iosize", debug_exit::PORTS.into())?);
             match ports {
                 1 | 2 | 4 if port.checked_add(ports as u16 - 1).is_some() => {
                     Ok(DeviceConfig::DebugExit { port, ports: ports as u16 })
@@ -179,20 +193,40 @@ fn device(words: &Words, defined: &[(String, Kind)]) -> Result<DeviceConfig, Str
 }
 
 fn interrupts(options: &Options) -> Result<Interrupts, String> {
-    options.machine.only(&["type", "kernel-irqchip", "kernel_irqchip", "mem-merge", "accel"]).map_err(|error| format!("option -machine: {error}"))?;
-    options.accel.only(&["accel", "kernel-irqchip"]).map_err(|error| format!("option -accel: {error}"))?;
+    options
+        .machine
+        .only(&["type", "kernel-irqchip", "kernel_irqchip", "mem-merge", "accel"])
+        .map_err(|error| format!("option -machine: {error}"))?;
+    options
+        .accel
+        .only(&["accel", "kernel-irqchip"])
+        .map_err(|error| format!("option -accel: {error}"))?;
     match options.machine.get("type") {
         None | Some("pc") => {}
-        Some(other) => return Err(format!("option -machine: there is no machine '{other}'; there is: pc")),
+        Some(other) => {
+            return Err(format!("option -machine: there is no machine '{other}'; there is: pc"));
+        }
     }
     for accel in options.accel.get("accel").into_iter().chain(options.machine.get("accel")) {
         match accel {
             "kvm" => {}
-            "tcg" => return Err("option -accel: a CPU in software (tcg) is not in this version of Keel".into()),
-            other => return Err(format!("option -accel: there is no accelerator '{other}'; there is: kvm")),
+            "tcg" => {
+                return Err(
+                    "option -accel: a CPU in software (tcg) is not in this version of Keel".into()
+                );
+            }
+            other => {
+                return Err(format!(
+                    "option -accel: there is no accelerator '{other}'; there is: kvm"
+                ));
+            }
         }
     }
-    let words = [options.accel.get("kernel-irqchip"), options.machine.get("kernel-irqchip"), options.machine.get("kernel_irqchip")];
+    let words = [
+        options.accel.get("kernel-irqchip"),
+        options.machine.get("kernel-irqchip"),
+        options.machine.get("kernel_irqchip"),
+    ];
     match words.into_iter().flatten().next() {
         None | Some("on") => Ok(Interrupts::Kernel),
         Some("split") => Ok(Interrupts::Split),
@@ -210,8 +244,14 @@ fn topology(words: &Words) -> Result<Topology, String> {
         let value = words.number(key, 0)?;
         u32::try_from(value).map(Some).map_err(|_| format!("{key}={value} is too many"))
     };
-    let (sockets, dies, cores, threads) = (number("sockets")?, number("dies")?, number("cores")?, number("threads")?);
-    let product = |of: &[Option<u32>]| of.iter().flatten().try_fold(1u32, |all, one| all.checked_mul(*one)).ok_or("there are too many CPUs");
+    let (sockets, dies, cores, threads) =
+        (number("sockets")?, number("dies")?, number("cores")?, number("threads")?);
+    let product = |of: &[Option<u32>]| {
+        of.iter()
+            .flatten()
+            .try_fold(1u32, |all, one| all.checked_mul(*one))
+            .ok_or("there are too many CPUs")
+    };
     let cpus = match number("cpus")? {
         Some(cpus) => cpus,
         None => product(&[sockets, dies, cores, threads])?,
@@ -234,7 +274,8 @@ fn ram(options: &Options) -> Result<RamConfig, String> {
         backing: options.mem_path.clone().map_or(Backing::Anonymous, Backing::Path),
         prealloc: options.mem_prealloc,
         // A kernel without KSM refuses the advice.
-        merge: options.machine.switch("mem-merge", true)? && std::path::Path::new("/sys/kernel/mm/ksm").exists(),
+        merge: options.machine.switch("mem-merge", true)?
+            && std::path::Path::new("/sys/kernel/mm/ksm").exists(),
         ..RamConfig::new(size)
     })
 }
@@ -247,8 +288,13 @@ fn serials(options: &Options, defined: &[(String, Kind)]) -> Result<Vec<Option<K
     if options.serials.is_empty() {
         return Ok(vec![Some(Kind::Stdio { keys: true, signals: false })]);
     }
-    let serials: Vec<_> = options.serials.iter().map(|text| chardev::parse_serial(text, defined)).collect::<Result<_, _>>()?;
-    let on_terminal = serials.iter().flatten().filter(|kind| matches!(kind, Kind::Stdio { .. })).count();
+    let serials: Vec<_> = options
+        .serials
+        .iter()
+        .map(|text| chardev::parse_serial(text, defined))
+        .collect::<Result<_, _>>()?;
+    let on_terminal =
+        serials.iter().flatten().filter(|kind| matches!(kind, Kind::Stdio { .. })).count();
     if on_terminal > 1 {
         return Err("only one serial port can be on the terminal".into());
     }
@@ -265,7 +311,10 @@ mod tests {
 
     #[test]
     fn smp_words() {
-        assert_eq!(smp("2").unwrap(), Topology { cpus: 2, sockets: 1, dies: 1, cores: 2, threads: 1 });
+        assert_eq!(
+            smp("2").unwrap(),
+            Topology { cpus: 2, sockets: 1, dies: 1, cores: 2, threads: 1 }
+        );
         assert_eq!(
             smp("4,sockets=1,cores=2,threads=2").unwrap(),
             Topology { cpus: 4, sockets: 1, dies: 1, cores: 2, threads: 2 }
@@ -281,7 +330,10 @@ mod tests {
     #[test]
     fn device_words() {
         let parse = |text| device(&Words::parse_type(text, "driver").unwrap(), &[]);
-        assert_eq!(parse("isa-debug-exit,iobase=0xf4,iosize=0x04"), Ok(DeviceConfig::DebugExit { port: 0xf4, ports: 4 }));
+        assert_eq!(
+            parse("isa-debug-exit,iobase=0xf4,iosize=0x04"),
+            Ok(DeviceConfig::DebugExit { port: 0xf4, ports: 4 })
+        );
         assert!(parse("isa-debug-exit,iosize=3").is_err());
         assert!(parse("isa-debug-exit,iobase=0xffff,iosize=4").is_err());
         assert!(parse("isa-debug-exti").unwrap_err().contains("isa-debug-exit"));

@@ -126,7 +126,10 @@ impl Control {
     /// Waits until the CPUs may run; false if they are to end.
     pub fn wait_until_running(&self) -> bool {
         let stopped = |phase: &mut Phase| *phase == Phase::Stopped;
-        let phase = self.changed.wait_while(lock(&self.phase), stopped).unwrap_or_else(PoisonError::into_inner);
+        let phase = self
+            .changed
+            .wait_while(lock(&self.phase), stopped)
+            .unwrap_or_else(PoisonError::into_inner);
         *phase == Phase::Running
     }
 

@@ -92,7 +92,11 @@ fn name(exit: &Exit) -> &'static str {
 }
 
 /// Starts a CPU's thread, which runs it whenever the machine does.
-pub fn spawn(index: usize, cpu: Arc<Mutex<Cpu>>, control: Arc<Control>) -> io::Result<JoinHandle<()>> {
+pub fn spawn(
+    index: usize,
+    cpu: Arc<Mutex<Cpu>>,
+    control: Arc<Control>,
+) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(format!("CPU {index}/KVM")).spawn(move || {
         while control.wait_until_running() {
             let mut cpu = lock(&cpu);

@@ -48,7 +48,16 @@ pub fn registers(state: &CpuState) -> String {
         _ = writeln!(text, "{}", row.join(" "));
     }
     _ = writeln!(text, "RIP={:016x} RFL={:08x} CPL={}", r.rip, r.rflags, s.ss.dpl);
-    let segments = [("ES", &s.es), ("CS", &s.cs), ("SS", &s.ss), ("DS", &s.ds), ("FS", &s.fs), ("GS", &s.gs), ("LDT", &s.ldt), ("TR", &s.tr)];
+    let segments = [
+        ("ES", &s.es),
+        ("CS", &s.cs),
+        ("SS", &s.ss),
+        ("DS", &s.ds),
+        ("FS", &s.fs),
+        ("GS", &s.gs),
+        ("LDT", &s.ldt),
+        ("TR", &s.tr),
+    ];
     for (name, Segment { selector, base, limit, .. }) in segments {
         _ = writeln!(text, "{name:<3}={selector:04x} {base:016x} {limit:08x}");
     }

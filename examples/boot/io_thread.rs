@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use event_manager::{EventOps, Events, EventManager, MutEventSubscriber, SubscriberOps};
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use keel_device_model::{Alarm, Clock, HostClock, Nanos, Seat};
 use keel_devices::serial::Serial;
 use nix::sys::signal::{SigSet, Signal};
@@ -66,7 +66,9 @@ impl IoThread {
         });
         let (stream, listener) = match input {
             Input::Stream(file) => (Some(file), None),
-            Input::Listener { listener, path } => (None, Some((File::from(OwnedFd::from(listener)), path))),
+            Input::Listener { listener, path } => {
+                (None, Some((File::from(OwnedFd::from(listener)), path)))
+            }
         };
         self.events.add_subscriber(Box::new(SerialInput {
             serial: serial.clone(),
@@ -155,7 +157,9 @@ impl SerialInput {
                             match key {
                                 Key::Data(byte) => self.waiting.push(byte),
                                 Key::Quit => self.control.post(Event::Quit("Ctrl-A x")),
-                                Key::Break => self.serial.with(|serial, lent| serial.receive_break(lent)),
+                                Key::Break => {
+                                    self.serial.with(|serial, lent| serial.receive_break(lent))
+                                }
                                 Key::Say(text) => eprint!("{text}"),
                             }
                         }
@@ -181,7 +185,9 @@ impl SerialInput {
 
     fn connect(&mut self, ops: &mut EventOps<'_>) {
         let Some((listener, _)) = &self.listener else { return };
-        let listener = listener.try_clone().map(|file| std::os::unix::net::UnixListener::from(OwnedFd::from(file)));
+        let listener = listener
+            .try_clone()
+            .map(|file| std::os::unix::net::UnixListener::from(OwnedFd::from(file)));
         let Ok((client, _)) = listener.and_then(|listener| listener.accept()) else { return };
         if self.stream.is_some() {
             // One client at a time: the next one is hung up on.
@@ -239,7 +245,10 @@ pub struct Timer {
 
 impl Timer {
     pub fn new(clock: Arc<HostClock>) -> io::Result<Arc<Self>> {
-        let fd = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
+        let fd = TimerFd::new(
+            ClockId::CLOCK_MONOTONIC,
+            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+        )?;
         Ok(Arc::new(Timer { fd, clock }))
     }
 }

@@ -39,7 +39,9 @@ impl Keys {
                 b'x' | b'X' => Some(Key::Quit),
                 b'b' | b'B' => Some(Key::Break),
                 b'h' | b'H' | b'?' => Some(Key::Say(HELP)),
-                b'c' | b'C' => Some(Key::Say("\r\nboot: the monitor is not in this version of Keel\r\n")),
+                b'c' | b'C' => {
+                    Some(Key::Say("\r\nboot: the monitor is not in this version of Keel\r\n"))
+                }
                 &CTRL_A => Some(Key::Data(CTRL_A)),
                 _ => None,
             }

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use keel_device_model::{
-    Alarm, Board, Device, HostClock, Line, LineSink, Roster, Seat, SharedMmio, SharedPio, Surroundings,
+    Alarm, Board, Device, HostClock, Line, LineSink, Roster, Seat, SharedMmio, SharedPio,
+    Surroundings,
 };
 use keel_devices::acpi_pm::{self, AcpiPm};
 use keel_devices::debug_console::{self, DebugConsole};
@@ -58,19 +59,36 @@ struct Builder<'a> {
 
 impl Machine {
     /// Builds the machine and gives the I/O thread what it is to wait for.
-    pub fn build(config: &Config, control: &Arc<Control>, io: &mut IoThread) -> Result<Self, Failure> {
+    pub fn build(
+        config: &Config,
+        control: &Arc<Control>,
+        io: &mut IoThread,
+    ) -> Result<Self, Failure> {
         let kvm = Kvm::open()?;
-        let vm: Arc<dyn Vm> = Arc::new(kvm.create_vm(VmConfig { interrupts: config.interrupts, ..VmConfig::default() })?);
+        let vm: Arc<dyn Vm> = Arc::new(
+            kvm.create_vm(VmConfig { interrupts: config.interrupts, ..VmConfig::default() })?,
+        );
 
         let ram = GuestRam::new(&config.ram)?;
         for (index, region) in (0..).zip(ram.regions()) {
-            vm.map(MemorySlot { index, region: region.clone(), read_only: false, log_dirty: false })?;
+            vm.map(MemorySlot {
+                index,
+                region: region.clone(),
+                read_only: false,
+                log_dirty: false,
+            })?;
         }
 
         let clock = Arc::new(HostClock::stopped_at(0));
         let surroundings = Surroundings { clock: clock.clone(), machine: control.clone() };
-        let mut builder =
-            Builder { config, vm: vm.clone(), board: Board::new(), devices: Roster::new(), surroundings, ioapic: None };
+        let mut builder = Builder {
+            config,
+            vm: vm.clone(),
+            board: Board::new(),
+            devices: Roster::new(),
+            surroundings,
+            ioapic: None,
+        };
         builder.interrupt_controllers()?;
         builder.serial_ports(control, io)?;
         builder.fixed_devices(&clock, io)?;
@@ -149,7 +167,10 @@ fn create_cpus(
     let supported = kvm.supported_cpuid()?;
     let Topology { cpus, .. } = config.topology;
     if cpus as usize > kvm.max_vcpus() {
-        return Err(Failure::message(format!("-smp {cpus}: this host's KVM gives a machine at most {} CPUs", kvm.max_vcpus())));
+        return Err(Failure::message(format!(
+            "-smp {cpus}: this host's KVM gives a machine at most {} CPUs",
+            kvm.max_vcpus()
+        )));
     }
     (0..cpus)
         .map(|index| {
@@ -183,7 +204,9 @@ fn platform(config: &Config) -> Platform {
         pm_timer: acpi_pm::PM_TIMER_PORT,
         reset: acpi::Reset { port: reset_register::PORT, value: reset_register::RESET_VALUE },
         s5_sleep_type: acpi_pm::SLEEP_TYPE_S5,
-        serial: serials.map(|(com, _)| acpi::Serial { port: com.port, irq: com.irq as u8 }).collect(),
+        serial: serials
+            .map(|(com, _)| acpi::Serial { port: com.port, irq: com.irq as u8 })
+            .collect(),
         rtc: true,
         pvpanic: config.devices.contains(&DeviceConfig::Pvpanic).then_some(pvpanic::PORT),
         // There is one, but without a keyboard: a driver would only look for it in vain.
@@ -195,13 +218,26 @@ fn platform(config: &Config) -> Platform {
 
 impl Builder<'_> {
     /// Seats a device, enters it in the roster, and gives it an alarm if it has deadlines.
-    fn seat<D: Device + 'static>(&mut self, name: &str, device: D, line: Line, alarm: Option<Arc<dyn Alarm>>) -> Arc<Seat<D>> {
+    fn seat<D: Device + 'static>(
+        &mut self,
+        name: &str,
+        device: D,
+        line: Line,
+        alarm: Option<Arc<dyn Alarm>>,
+    ) -> Arc<Seat<D>> {
         let seat = Seat::with_alarm(device, line, &self.surroundings, alarm);
         self.devices.add(name, seat.clone());
         seat
     }
 
-    fn map_pio(&self, name: &str, first: u16, count: u16, widest: Width, io: Arc<dyn SharedPio>) -> Result<(), Failure> {
+    fn map_pio(
+        &self,
+        name: &str,
+        first: u16,
+        count: u16,
+        widest: Width,
+        io: Arc<dyn SharedPio>,
+    ) -> Result<(), Failure> {
         Ok(self.board.map_pio(name, first..=first + (count - 1), widest, io)?)
     }
 
@@ -249,7 +285,8 @@ impl Builder<'_> {
             let seat = self.seat(&name, Serial::new(Box::new(output.clone())), line, None);
             self.map_pio(&name, com.port, serial::PORTS, serial::WIDEST, seat.clone())?;
             if let Some(input) = input {
-                io.watch_serial(&seat, input, output, keys, control).map_err(|error| Failure::io("wait for input", error))?;
+                io.watch_serial(&seat, input, output, keys, control)
+                    .map_err(|error| Failure::io("wait for input", error))?;
             }
             if let Some(raw) = raw {
                 io.keep(raw);
@@ -266,13 +303,17 @@ impl Builder<'_> {
 
         let ram = &self.config.ram;
         let ram_below_4g = ram.size.min(layout::HOLE_START);
-        let clock_config = rtc::Config { offset_s: 0, ram_below_4g, ram_above_4g: ram.size - ram_below_4g };
-        let timer = Timer::new(clock.clone()).map_err(|error| Failure::io("make a timer", error))?;
-        let rtc = self.seat("rtc", Rtc::new(clock_config), self.line(rtc::IRQ), Some(timer.clone()));
+        let clock_config =
+            rtc::Config { offset_s: 0, ram_below_4g, ram_above_4g: ram.size - ram_below_4g };
+        let timer =
+            Timer::new(clock.clone()).map_err(|error| Failure::io("make a timer", error))?;
+        let rtc =
+            self.seat("rtc", Rtc::new(clock_config), self.line(rtc::IRQ), Some(timer.clone()));
         self.board.map_pio("rtc", rtc::PORTS, rtc::WIDEST, rtc.clone())?;
         io.watch_alarm(timer, Box::new(move || rtc.expire()));
 
-        let timer = Timer::new(clock.clone()).map_err(|error| Failure::io("make a timer", error))?;
+        let timer =
+            Timer::new(clock.clone()).map_err(|error| Failure::io("make a timer", error))?;
         let pm = self.seat("acpi-pm", AcpiPm::new(), self.line(acpi_pm::IRQ), Some(timer.clone()));
         self.map_pio("acpi-pm", acpi_pm::PORT, acpi_pm::PORTS, acpi_pm::WIDEST, pm.clone())?;
         io.watch_alarm(timer, Box::new(move || pm.expire()));
@@ -296,12 +337,28 @@ impl Builder<'_> {
                 DeviceConfig::DebugConsole { port, kind } => {
                     let Chardev { output, .. } =
                         chardev::open(kind, "isa-debugcon", control).map_err(Failure::message)?;
-                    let seat = self.seat("isa-debugcon", DebugConsole::new(Box::new(output)), nowhere(), None);
+                    let seat = self.seat(
+                        "isa-debugcon",
+                        DebugConsole::new(Box::new(output)),
+                        nowhere(),
+                        None,
+                    );
                     self.map_pio("isa-debugcon", *port, 1, debug_console::WIDEST, seat)?;
                 }
                 DeviceConfig::MsiTest => {
-                    let seat = self.seat("keel-msi-test", MsiTest::new(Arc::new(ToVm(self.vm.clone()))), nowhere(), None);
-                    self.map_pio("keel-msi-test", msi_test::PORT, msi_test::PORTS, msi_test::WIDEST, seat)?;
+                    let seat = self.seat(
+                        "keel-msi-test",
+                        MsiTest::new(Arc::new(ToVm(self.vm.clone()))),
+                        nowhere(),
+                        None,
+                    );
+                    self.map_pio(
+                        "keel-msi-test",
+                        msi_test::PORT,
+                        msi_test::PORTS,
+                        msi_test::WIDEST,
+                        seat,
+                    )?;
                 }
             }
         }

@@ -57,9 +57,12 @@ fn main() -> ExitCode {
             say(&report.to_string());
             ExitCode::from(status)
         }
-        Ok(Command::Run(options)) => match Config::from_options(&options).map_err(Failure::message) {
+        Ok(Command::Run(options)) => match Config::from_options(&options).map_err(Failure::message)
+        {
             Ok(Meaning::Text(text)) => say(&text),
-            Ok(Meaning::Run(config)) => end(boot(&options, &config).unwrap_or_else(Outcome::Failed)),
+            Ok(Meaning::Run(config)) => {
+                end(boot(&options, &config).unwrap_or_else(Outcome::Failed))
+            }
             Err(failure) => end(Outcome::Failed(failure)),
         },
         Err(error) => {
@@ -75,7 +78,10 @@ fn boot(options: &Options, config: &Config) -> Result<Outcome, Failure> {
         return process::to_background();
     }
     if let Some(path) = &options.log_file {
-        log::to(chardev::create(path).map_err(|error| Failure::io(&format!("write {}", path.display()), error))?);
+        log::to(
+            chardev::create(path)
+                .map_err(|error| Failure::io(&format!("write {}", path.display()), error))?,
+        );
     }
     let _pidfile = options.pidfile.as_deref().map(process::PidFile::write).transpose()?;
     let report = || Report::probe().why_not();

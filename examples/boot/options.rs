@@ -115,7 +115,12 @@ const DEBUG: &str = "Debugging";
 const TABLE: &[Entry] = &[
     flag(&["help", "h"], STANDARD, "print this manual", |_, _| Ok(())),
     flag(&["version"], STANDARD, "print the version", |_, _| Ok(())),
-    flag(&["doctor"], STANDARD, "examine this host: processor, modules, /dev/kvm, every capability used; say what to do", |_, _| Ok(())),
+    flag(
+        &["doctor"],
+        STANDARD,
+        "examine this host: processor, modules, /dev/kvm, every capability used; say what to do",
+        |_, _| Ok(()),
+    ),
     with(
         &["machine", "M"],
         "[type=]pc[,kernel-irqchip=on|split][,mem-merge=on|off]",
@@ -170,7 +175,8 @@ const TABLE: &[Entry] = &[
         Ok(())
     }),
     with(&["name"], "NAME", STANDARD, "the guest's name (default keel)", |options, value| {
-        options.name = value.split(',').next().unwrap_or_default().trim_start_matches("guest=").into();
+        options.name =
+            value.split(',').next().unwrap_or_default().trim_start_matches("guest=").into();
         Ok(())
     }),
     with(
@@ -206,7 +212,9 @@ const TABLE: &[Entry] = &[
         "stdio|file|pty|socket|null,id=ID[,mux=on][,signal=off][,path=PATH][,server=on][,wait=off]",
         CHARACTER,
         "a character device, for -serial chardev:ID and -device isa-debugcon,chardev=ID",
-        |options, value| Words::parse_type(&value, "backend").map(|words| options.chardevs.push(words)),
+        |options, value| {
+            Words::parse_type(&value, "backend").map(|words| options.chardevs.push(words))
+        },
     ),
     flag(
         &["nographic"],
@@ -222,16 +230,23 @@ const TABLE: &[Entry] = &[
         "NAME[,PROPERTY=VALUE...]",
         DEVICES,
         "a device. 'help' lists them, 'NAME,help' a device's properties",
-        |options, value| Words::parse_type(&value, "driver").map(|words| options.devices.push(words)),
+        |options, value| {
+            Words::parse_type(&value, "driver").map(|words| options.devices.push(words))
+        },
     ),
     flag(&["no-reboot"], RUNNING, "end when the guest resets", |options, _| {
         options.no_reboot = true;
         Ok(())
     }),
-    flag(&["no-shutdown"], RUNNING, "stop, and do not end, when the guest powers off", |options, _| {
-        options.no_shutdown = true;
-        Ok(())
-    }),
+    flag(
+        &["no-shutdown"],
+        RUNNING,
+        "stop, and do not end, when the guest powers off",
+        |options, _| {
+            options.no_shutdown = true;
+            Ok(())
+        },
+    ),
     flag(&["S"], RUNNING, "do not start the CPUs; SIGCONT starts them", |options, _| {
         options.stopped = true;
         Ok(())
@@ -256,18 +271,35 @@ const TABLE: &[Entry] = &[
             Ok(())
         },
     ),
-    with(&["pidfile"], "FILE", PROCESS, "write the process number to FILE, and remove it at the end", |options, value| {
-        options.pidfile = Some(value.into());
-        Ok(())
-    }),
-    flag(&["daemonize"], PROCESS, "go to the background once the guest is ready to run", |options, _| {
-        options.daemonize = true;
-        Ok(())
-    }),
-    with(&["D"], "FILE", DEBUG, "write the log to FILE instead of standard error", |options, value| {
-        options.log_file = Some(value.into());
-        Ok(())
-    }),
+    with(
+        &["pidfile"],
+        "FILE",
+        PROCESS,
+        "write the process number to FILE, and remove it at the end",
+        |options, value| {
+            options.pidfile = Some(value.into());
+            Ok(())
+        },
+    ),
+    flag(
+        &["daemonize"],
+        PROCESS,
+        "go to the background once the guest is ready to run",
+        |options, _| {
+            options.daemonize = true;
+            Ok(())
+        },
+    ),
+    with(
+        &["D"],
+        "FILE",
+        DEBUG,
+        "write the log to FILE instead of standard error",
+        |options, value| {
+            options.log_file = Some(value.into());
+            Ok(())
+        },
+    ),
     with(
         &["d"],
         "ITEM[,ITEM...]",
@@ -313,7 +345,9 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
     let mut options = Options::default();
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
-        let Some(name) = argument.strip_prefix('-').map(|name| name.strip_prefix('-').unwrap_or(name)) else {
+        let Some(name) =
+            argument.strip_prefix('-').map(|name| name.strip_prefix('-').unwrap_or(name))
+        else {
             return Err(format!(
                 "'{argument}' is no option. Disk images are not there yet; a kernel is given by -kernel FILE (see --help)"
             ));
@@ -326,17 +360,24 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         }
         let Some(entry) = TABLE.iter().find(|entry| entry.names.contains(&name)) else {
             if let Some((_, what)) = NOT_YET.iter().find(|(known, _)| *known == name) {
-                return Err(format!("option -{name}: {what} is not in this version of Keel", what = capital(what)));
+                return Err(format!(
+                    "option -{name}: {what} is not in this version of Keel",
+                    what = capital(what)
+                ));
             }
             let names = TABLE.iter().flat_map(|entry| entry.names.iter().copied());
             return Err(match nearest(name, names) {
-                Some(near) => format!("there is no option -{name}. Did you mean -{near}? (see --help)"),
+                Some(near) => {
+                    format!("there is no option -{name}. Did you mean -{near}? (see --help)")
+                }
                 None => format!("there is no option -{name} (see --help)"),
             });
         };
         let value = match entry.argument {
             None => String::new(),
-            Some(what) => arguments.next().ok_or_else(|| format!("option -{name} needs an argument: {what}"))?,
+            Some(what) => arguments
+                .next()
+                .ok_or_else(|| format!("option -{name} needs an argument: {what}"))?,
         };
         (entry.apply)(&mut options, value).map_err(|error| format!("option -{name}: {error}"))?;
     }
@@ -365,7 +406,9 @@ pub fn manual() -> String {
             text.push_str(&format!("\n{group}:\n"));
         }
         let names: Vec<_> = entry.names.iter().map(|name| format!("-{name}")).collect();
-        text.push_str(&format!("  {} {}", names.join(", "), entry.argument.unwrap_or("")).trim_end().to_owned());
+        text.push_str(
+            &format!("  {} {}", names.join(", "), entry.argument.unwrap_or("")).trim_end(),
+        );
         text.push('\n');
         text.push_str(&words::wrap(entry.text, 10, 92));
     }
@@ -426,7 +469,10 @@ mod tests {
     #[test]
     fn unknown_options_are_named_with_the_nearest() {
         assert!(run("-kernal k").unwrap_err().contains("Did you mean -kernel?"));
-        assert!(run("-cdrom x.iso").unwrap_err().contains("Disks is not") || run("-cdrom x").unwrap_err().contains("Disks"));
+        assert!(
+            run("-cdrom x.iso").unwrap_err().contains("Disks is not")
+                || run("-cdrom x").unwrap_err().contains("Disks")
+        );
         assert!(run("-kernel").unwrap_err().contains("needs an argument"));
         assert!(run("disk.img").unwrap_err().contains("-kernel FILE"));
         assert!(run("-initrd x").unwrap_err().contains("-kernel FILE"));

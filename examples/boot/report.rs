@@ -20,7 +20,8 @@ pub fn text(machine: &Machine) -> String {
             *exits.entry(*name).or_default() += count;
         }
     }
-    let mut text = format!("exit report: {} CPUs, {:.3} s running\n", machine.cpus.len(), busy.as_secs_f64());
+    let mut text =
+        format!("exit report: {} CPUs, {:.3} s running\n", machine.cpus.len(), busy.as_secs_f64());
     table(&mut text, &tally, busy);
     kinds(&mut text, &exits);
     in_kernel(&mut text, machine);
@@ -33,8 +34,13 @@ fn table(text: &mut String, tally: &Tally, busy: Duration) {
         all += *spent;
         all
     });
-    let share = |time: Duration| 100.0 * time.as_secs_f64() / busy.as_secs_f64().max(f64::MIN_POSITIVE);
-    _ = writeln!(text, "  {:<16} {:<11} {:>10} {:>12} {:>8}", "device", "access", "exits", "time", "share");
+    let share =
+        |time: Duration| 100.0 * time.as_secs_f64() / busy.as_secs_f64().max(f64::MIN_POSITIVE);
+    _ = writeln!(
+        text,
+        "  {:<16} {:<11} {:>10} {:>12} {:>8}",
+        "device", "access", "exits", "time", "share"
+    );
     for ((device, access), spent) in &tally.devices {
         _ = writeln!(
             text,
@@ -55,7 +61,15 @@ fn table(text: &mut String, tally: &Tally, busy: Duration) {
         share(all.time)
     );
     let rest = busy.saturating_sub(all.time);
-    _ = writeln!(text, "  {:<16} {:<11} {:>10} {:>9} us {:>7.3}%", "guest and kernel", "", "", rest.as_micros(), share(rest));
+    _ = writeln!(
+        text,
+        "  {:<16} {:<11} {:>10} {:>9} us {:>7.3}%",
+        "guest and kernel",
+        "",
+        "",
+        rest.as_micros(),
+        share(rest)
+    );
 }
 
 fn kinds(text: &mut String, exits: &BTreeMap<&'static str, u64>) {
@@ -76,7 +90,11 @@ fn in_kernel(text: &mut String, machine: &Machine) {
             *sums.entry(name.to_owned()).or_default() += value;
         }
     }
-    let list: Vec<_> = sums.iter().filter(|(_, sum)| **sum > 0).map(|(name, sum)| format!("{name} {sum}")).collect();
+    let list: Vec<_> = sums
+        .iter()
+        .filter(|(_, sum)| **sum > 0)
+        .map(|(name, sum)| format!("{name} {sum}"))
+        .collect();
     if !list.is_empty() {
         _ = writeln!(text, "  counted by the kernel: {}", list.join(", "));
     }
@@ -93,7 +111,11 @@ fn unclaimed(text: &mut String, tally: &Tally) {
         _ = writeln!(text, "  unclaimed {place} {how} {times}");
     }
     if tally.unclaimed_elsewhere > 0 {
-        _ = writeln!(text, "  unclaimed at still other places: {} times", tally.unclaimed_elsewhere);
+        _ = writeln!(
+            text,
+            "  unclaimed at still other places: {} times",
+            tally.unclaimed_elsewhere
+        );
     }
 }
 

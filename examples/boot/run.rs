@@ -52,7 +52,9 @@ impl Outcome {
             Outcome::Saved(path) => format!("the guest is saved in {}", path.display()),
             Outcome::Reset => "the guest reset itself (-no-reboot)".into(),
             Outcome::Panicked => "the guest's kernel panicked".into(),
-            Outcome::TripleFault(details) => format!("the guest's CPU met a triple fault (-no-reboot)\n{details}"),
+            Outcome::TripleFault(details) => {
+                format!("the guest's CPU met a triple fault (-no-reboot)\n{details}")
+            }
             Outcome::HypervisorFailed(details) => format!("the guest can not go on: {details}"),
             Outcome::Exit(value) => format!("the guest wrote {value:#x} to isa-debug-exit"),
             Outcome::Failed(failure) => failure.to_string(),
@@ -144,7 +146,9 @@ impl Supervisor {
             Event::Guest(Request::Panicked { crash_loaded: true }) => None,
             Event::Guest(Request::Panicked { crash_loaded: false }) => Some(Outcome::Panicked),
             Event::Guest(Request::Exit(value)) => Some(Outcome::Exit(value)),
-            Event::Guest(other) => return Err(Failure::message(format!("a device asked for {other:?}"))),
+            Event::Guest(other) => {
+                return Err(Failure::message(format!("a device asked for {other:?}")));
+            }
             Event::Cpu(index, Exit::TripleFault) if self.policy.no_reboot => {
                 Some(Outcome::TripleFault(diagnosis::cpu(&self.machine, index)))
             }
@@ -154,11 +158,18 @@ impl Supervisor {
             }
             Event::Cpu(index, exit) => {
                 let what = match exit {
-                    Exit::Failed(failure @ CpuFailure::Emulation) => format!("CPU {index}: {failure}"),
+                    Exit::Failed(failure @ CpuFailure::Emulation) => {
+                        format!("CPU {index}: {failure}")
+                    }
                     Exit::Failed(failure) => format!("CPU {index}: {failure}"),
-                    other => format!("CPU {index} stopped for {other:?}, which nothing here waits for"),
+                    other => {
+                        format!("CPU {index} stopped for {other:?}, which nothing here waits for")
+                    }
                 };
-                Some(Outcome::HypervisorFailed(format!("{what}\n{}", diagnosis::cpu(&self.machine, index))))
+                Some(Outcome::HypervisorFailed(format!(
+                    "{what}\n{}",
+                    diagnosis::cpu(&self.machine, index)
+                )))
             }
             Event::CpuFailed(index, error) => {
                 let failure = Failure::from(error);

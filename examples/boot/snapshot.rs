@@ -48,11 +48,13 @@ pub fn save(machine: &Machine, path: &Path) -> Result<(), Failure> {
         cpus,
         devices: machine.devices.save()?,
     };
-    write(machine, &state, path).map_err(|error| Failure::io(&format!("write {}", path.display()), error))
+    write(machine, &state, path)
+        .map_err(|error| Failure::io(&format!("write {}", path.display()), error))
 }
 
 fn write(machine: &Machine, state: &State, path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = NamedTempFile::new_in(directory)?;
     let mut out = Summed { inner: BufWriter::with_capacity(1 << 20, file), sum: 0 };
     out.write_all(MAGIC)?;
@@ -76,7 +78,9 @@ fn write(machine: &Machine, state: &State, path: &Path) -> io::Result<()> {
 pub fn restore(machine: &Machine, path: &Path) -> Result<(), Failure> {
     let name = path.display();
     let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => Failure::message(format!("{name} is cut short: it is no whole snapshot")),
+        io::ErrorKind::UnexpectedEof => {
+            Failure::message(format!("{name} is cut short: it is no whole snapshot"))
+        }
         _ => Failure::io(&format!("read {name}"), error),
     };
     let file = File::open(path).map_err(failed)?;
@@ -88,11 +92,14 @@ pub fn restore(machine: &Machine, path: &Path) -> Result<(), Failure> {
     }
     let len = read_u64(&mut input).map_err(failed)?;
     if len > MOST_JSON {
-        return Err(Failure::message(format!("{name} is damaged: a state of {len} bytes can not be")));
+        return Err(Failure::message(format!(
+            "{name} is damaged: a state of {len} bytes can not be"
+        )));
     }
     let mut json = vec![0; len as usize];
     input.read_exact(&mut json).map_err(failed)?;
-    let state: State = serde_json::from_slice(&json).map_err(|error| Failure::message(format!("{name} is damaged: {error}")))?;
+    let state: State = serde_json::from_slice(&json)
+        .map_err(|error| Failure::message(format!("{name} is damaged: {error}")))?;
     if state.ram != machine.ram.size() || state.cpus.len() != machine.cpus.len() {
         return Err(Failure::message(format!(
             "{name} is of a machine with {} MiB of RAM and {} CPUs, this one has {} and {}: start it with the same -m and -smp",
@@ -110,7 +117,9 @@ pub fn restore(machine: &Machine, path: &Path) -> Result<(), Failure> {
         }
         input.read_exact(&mut page).map_err(failed)?;
         if !machine.ram.contains(gfn) {
-            return Err(Failure::message(format!("{name} is damaged: page {gfn:#x} is not in RAM")));
+            return Err(Failure::message(format!(
+                "{name} is damaged: page {gfn:#x} is not in RAM"
+            )));
         }
         machine
             .ram

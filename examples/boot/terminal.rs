@@ -3,7 +3,10 @@
 use std::io::{IsTerminal, stdin};
 use std::sync::{Mutex, Once, PoisonError};
 
-use nix::sys::termios::{InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr};
+use nix::sys::termios::{
+    InputFlags, LocalFlags, OutputFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr,
+    tcsetattr,
+};
 
 /// The mode to give back, while it is another one. Global, for a panic must find it too.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -43,7 +46,9 @@ impl Raw {
         );
         // Output processing stays on: our own messages end lines with a line feed alone, and a guest's extra carriage returns do no harm.
         mode.output_flags |= OutputFlags::OPOST | OutputFlags::ONLCR;
-        mode.local_flags.remove(LocalFlags::ECHO | LocalFlags::ECHONL | LocalFlags::ICANON | LocalFlags::IEXTEN);
+        mode.local_flags.remove(
+            LocalFlags::ECHO | LocalFlags::ECHONL | LocalFlags::ICANON | LocalFlags::IEXTEN,
+        );
         mode.local_flags.set(LocalFlags::ISIG, signals);
         mode.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
         mode.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;

@@ -53,7 +53,9 @@ impl Words {
 
     /// Whether `help` was asked for.
     pub fn wants_help(&self) -> bool {
-        self.0.iter().any(|(key, value)| key == "help" || key == "?" || value == "help" || value == "?")
+        self.0
+            .iter()
+            .any(|(key, value)| key == "help" || key == "?" || value == "help" || value == "?")
     }
 
     /// Refuses keys that are not among `known`.
@@ -82,7 +84,9 @@ pub fn size(text: &str, unit: u64) -> Result<u64, String> {
         _ => (text, unit),
     };
     let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(factor).ok_or_else(|| format!("'{text}' is more than there is address space"))
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| format!("'{text}' is more than there is address space"))
 }
 
 /// The candidate that is the fewest typing errors away, if they are few enough to be some.
@@ -136,7 +140,10 @@ mod tests {
         let words = Words::parse_type("4,sockets=1,cores=2,threads=2", "cpus").unwrap();
         assert_eq!(words.get("cpus"), Some("4"));
         assert_eq!(words.number("cores", 1), Ok(2));
-        assert_eq!(Words::parse_type("file,path=a,,b", "backend").unwrap().get("path"), Some("a,b"));
+        assert_eq!(
+            Words::parse_type("file,path=a,,b", "backend").unwrap().get("path"),
+            Some("a,b")
+        );
         assert!(words.only(&["cpus", "sockets", "cores"]).unwrap_err().contains("threads"));
         assert!(Words::parse_type("", "cpus").is_err());
     }

@@ -32,6 +32,7 @@ pub(crate) fn to_kvm(cpuid: &Cpuid) -> Result<CpuId> {
             ..Default::default()
         })
         .collect();
-    CpuId::from_entries(&entries)
-        .map_err(|_| Error::Invalid(format!("{} CPUID leaves are more than KVM takes", entries.len())))
+    CpuId::from_entries(&entries).map_err(|_| {
+        Error::Invalid(format!("{} CPUID leaves are more than KVM takes", entries.len()))
+    })
 }

@@ -93,7 +93,8 @@ impl Kvm {
         let failed = |source| Error::Open { path: path.display().to_string(), source };
         let name = CString::new(path.as_os_str().as_bytes())
             .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
-        let kvm = KvmFd::new_with_path(&name).map_err(|error| failed(io::Error::from_raw_os_error(error.errno())))?;
+        let kvm = KvmFd::new_with_path(&name)
+            .map_err(|error| failed(io::Error::from_raw_os_error(error.errno())))?;
         let version = kvm.get_api_version();
         if version != KVM_API_VERSION as i32 {
             return Err(Error::Invalid(format!(

@@ -17,7 +17,10 @@ pub(crate) fn read(file: &File) -> io::Result<Vec<Statistic>> {
     let [_, name_size, count, _, descriptors, data] =
         std::array::from_fn(|field| u32_at(&header, 4 * field));
     if count > MOST || name_size > 256 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{count} statistics of {name_size}-byte names")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{count} statistics of {name_size}-byte names"),
+        ));
     }
     // struct kvm_stats_desc: flags u32, exponent i16, size u16, offset u32, bucket_size u32, then the name.
     let stride = 16 + name_size as usize;
@@ -31,7 +34,12 @@ pub(crate) fn read(file: &File) -> io::Result<Vec<Statistic>> {
             let name = descriptor[16..].split(|byte| *byte == 0).next().unwrap_or_default();
             Ok(Statistic {
                 name: String::from_utf8_lossy(name).into_owned(),
-                values: values.as_chunks().0.iter().map(|bytes| u64::from_ne_bytes(*bytes)).collect(),
+                values: values
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|bytes| u64::from_ne_bytes(*bytes))
+                    .collect(),
             })
         })
         .collect()

@@ -8,8 +8,8 @@ use std::ptr::{NonNull, addr_of, addr_of_mut};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use kvm_bindings::{
-    KVM_DIRTY_LOG_PAGE_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_dirty_gfn, kvm_dirty_log, kvm_interrupt, kvm_run,
-    kvm_signal_mask,
+    KVM_DIRTY_LOG_PAGE_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_dirty_gfn, kvm_dirty_log,
+    kvm_interrupt, kvm_run, kvm_signal_mask,
 };
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
@@ -229,7 +229,9 @@ impl DirtyRing {
                 return;
             }
             // SAFETY: the kernel does not touch an entry that is marked dirty.
-            let (slot, offset) = unsafe { (addr_of!((*entry).slot).read_volatile(), addr_of!((*entry).offset).read_volatile()) };
+            let (slot, offset) = unsafe {
+                (addr_of!((*entry).slot).read_volatile(), addr_of!((*entry).offset).read_volatile())
+            };
             each(slot, offset);
             // Release: we have read it before the kernel may fill it again.
             flags.store(RESET, Ordering::Release);

@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use keel_hypervisor::{
-    Bus, CpuState, Cpuid, Debug, DebugStop, Exit, Failure, Kick, Result, Settled, StateAccess, Vcpu, Width, units,
+    Bus, CpuState, Cpuid, Debug, DebugStop, Exit, Failure, Kick, Result, Settled, StateAccess,
+    Vcpu, Width, units,
 };
 use kvm_bindings::{
     KVM_EXIT_DIRTY_RING_FULL, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
@@ -134,19 +135,23 @@ impl KvmVcpu {
                 dr7: debug.dr7,
             })),
             Ok(VcpuExit::SystemEvent(kind, _)) => Step::Exit(Exit::SystemEvent(kind)),
-            Ok(VcpuExit::FailEntry(reason, cpu)) => Step::Exit(Exit::Failed(Failure::Entry { reason, cpu })),
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                Step::Exit(Exit::Failed(Failure::Entry { reason, cpu }))
+            }
             Ok(VcpuExit::MemoryFault { gpa, size, .. }) => {
                 Step::Exit(Exit::Failed(Failure::Memory { gpa, size }))
             }
-            Ok(VcpuExit::InternalError) => Step::Exit(Exit::Failed(match shared.page.internal_suberror() {
-                KVM_INTERNAL_ERROR_EMULATION => Failure::Emulation,
-                code => Failure::Internal(code),
-            })),
+            Ok(VcpuExit::InternalError) => {
+                Step::Exit(Exit::Failed(match shared.page.internal_suberror() {
+                    KVM_INTERNAL_ERROR_EMULATION => Failure::Emulation,
+                    code => Failure::Internal(code),
+                }))
+            }
             Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => Step::Exit(Exit::DirtyRingFull),
             Ok(VcpuExit::Unsupported(reason)) => Step::Exit(Exit::Failed(Failure::Unknown(reason))),
-            Ok(VcpuExit::Unknown) => {
-                Step::Exit(Exit::Failed(Failure::Unknown(shared.page.hardware_exit_reason() as u32)))
-            }
+            Ok(VcpuExit::Unknown) => Step::Exit(Exit::Failed(Failure::Unknown(
+                shared.page.hardware_exit_reason() as u32,
+            ))),
             Ok(other) => {
                 return Err(Error::Invalid(format!(
                     "vCPU {id} stopped for {other:?}, which was never asked for"
@@ -239,7 +244,11 @@ impl Vcpu for KvmVcpu {
             wanted.control = KVM_GUESTDBG_ENABLE | flags;
             wanted.arch = arch;
         }
-        Ok(self.core.fd.set_guest_debug(&wanted).tried("KVM_SET_GUEST_DEBUG", || self.core.name())?)
+        Ok(self
+            .core
+            .fd
+            .set_guest_debug(&wanted)
+            .tried("KVM_SET_GUEST_DEBUG", || self.core.name())?)
     }
 
     fn inject(&mut self, vector: u8) -> Result<bool> {
@@ -297,7 +306,11 @@ impl StateAccess for Core {
 }
 
 fn bad_size(id: u32, shared: &Shared) -> keel_hypervisor::Error {
-    Error::Invalid(format!("the kernel gave vCPU {id} a port access of {} bytes", shared.page.io_size())).into()
+    Error::Invalid(format!(
+        "the kernel gave vCPU {id} a port access of {} bytes",
+        shared.page.io_size()
+    ))
+    .into()
 }
 
 /// The value of a unit of 1, 2, 4 or 8 bytes, zero-extended.

@@ -5,16 +5,19 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keel_hypervisor::{
-    Doorbell, DoorbellAddress, Interrupts, MemorySlot, Msi, Result, Route, Statistic, Target, Vcpu, Vm, VmState, Width,
+    Doorbell, DoorbellAddress, Interrupts, MemorySlot, Msi, Result, Route, Statistic, Target, Vcpu,
+    Vm, VmState, Width,
 };
 use keel_memory::PageSet;
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_EXCEPTION_PAYLOAD,
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
-    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC,
-    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
-    KVM_PIT_SPEAKER_DUMMY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting,
-    kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry, kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API,
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_IRQ_ROUTING_IRQCHIP,
+    KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting,
+    kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry, kvm_msi, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm as KvmFd, NoDatamatch, VmFd};
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
@@ -92,7 +95,10 @@ impl KvmVm {
         for (capability, argument) in [
             (KVM_CAP_EXCEPTION_PAYLOAD, 1),
             (KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1),
-            (KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK),
+            (
+                KVM_CAP_X2APIC_API,
+                KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+            ),
         ] {
             if fd.check_extension_raw(capability.into()) > 0 {
                 enable(&fd, capability, argument.into())?;
@@ -110,29 +116,48 @@ impl KvmVm {
         match config.dirty_tracking {
             DirtyTracking::Log => {}
             DirtyTracking::ManualLog => {
-                enable(&fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.into())?;
+                enable(
+                    &fd,
+                    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+                    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.into(),
+                )?;
             }
             DirtyTracking::Ring { entries } => {
                 let capability = [KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_DIRTY_LOG_RING]
                     .into_iter()
                     .find(|capability| fd.check_extension_raw((*capability).into()) > 0)
                     .ok_or(Error::Capability("KVM_CAP_DIRTY_LOG_RING"))?;
-                let bytes = u64::from(entries) * std::mem::size_of::<kvm_bindings::kvm_dirty_gfn>() as u64;
+                let bytes =
+                    u64::from(entries) * std::mem::size_of::<kvm_bindings::kvm_dirty_gfn>() as u64;
                 enable(&fd, capability, bytes)?;
             }
         }
         let state = state::Context::new(kvm, &fd, config.interrupts)?;
-        Ok(KvmVm(Arc::new(Machine { state, config, vcpus: Mutex::default(), fd, slots: Mutex::default() })))
+        Ok(KvmVm(Arc::new(Machine {
+            state,
+            config,
+            vcpus: Mutex::default(),
+            fd,
+            slots: Mutex::default(),
+        })))
     }
 
     /// With [`DirtyTracking::ManualLog`]: clears and write-protects again those pages of a slot whose bit is set.
     ///
     /// `first_page` counts from the slot's start and must be a multiple of 64; so must `pages`, unless it reaches the end of the slot.
-    pub fn clear_dirty(&self, slot: u32, first_page: u64, pages: u32, bitmap: &[u64]) -> crate::Result<()> {
-        sys::clear_dirty_log(&self.0.fd, slot, first_page, pages, bitmap).map_err(|source| Error::Ioctl {
-            ioctl: "KVM_CLEAR_DIRTY_LOG",
-            on: format!("{pages} pages from page {first_page} on of memory slot {slot}"),
-            source,
+    pub fn clear_dirty(
+        &self,
+        slot: u32,
+        first_page: u64,
+        pages: u32,
+        bitmap: &[u64],
+    ) -> crate::Result<()> {
+        sys::clear_dirty_log(&self.0.fd, slot, first_page, pages, bitmap).map_err(|source| {
+            Error::Ioctl {
+                ioctl: "KVM_CLEAR_DIRTY_LOG",
+                on: format!("{pages} pages from page {first_page} on of memory slot {slot}"),
+                source,
+            }
         })
     }
 
@@ -213,13 +238,12 @@ impl Machine {
 
 impl Vm for KvmVm {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
-        let fd = self.0.fd.create_vcpu(id.into()).tried("KVM_CREATE_VCPU", || format!("vCPU {id}"))?;
+        let fd =
+            self.0.fd.create_vcpu(id.into()).tried("KVM_CREATE_VCPU", || format!("vCPU {id}"))?;
         let mut vcpus = lock(&self.0.vcpus);
         if let DirtyTracking::Ring { entries } = self.0.config.dirty_tracking {
-            let ring = sys::DirtyRing::new(&fd, entries, PAGE_SIZE).map_err(|source| Error::Ioctl {
-                ioctl: "mmap",
-                on: format!("the dirty ring of vCPU {id}"),
-                source,
+            let ring = sys::DirtyRing::new(&fd, entries, PAGE_SIZE).map_err(|source| {
+                Error::Ioctl { ioctl: "mmap", on: format!("the dirty ring of vCPU {id}"), source }
             })?;
             vcpus.rings.push(ring);
         }
@@ -301,8 +325,9 @@ impl Vm for KvmVm {
 
     fn set_routes(&self, routes: &[Route]) -> Result<()> {
         let entries: Vec<_> = routes.iter().map(route_to_kvm).collect();
-        let table = KvmIrqRouting::from_entries(&entries)
-            .map_err(|_| Error::Invalid(format!("{} interrupt routes are more than KVM takes", entries.len())))?;
+        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| {
+            Error::Invalid(format!("{} interrupt routes are more than KVM takes", entries.len()))
+        })?;
         Ok(self
             .0
             .fd
@@ -319,7 +344,11 @@ impl Vm for KvmVm {
     }
 
     fn detach_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
-        Ok(self.0.fd.unregister_irqfd(event, gsi).tried("KVM_IRQFD", || format!("GSI {gsi}, to detach it"))?)
+        Ok(self
+            .0
+            .fd
+            .unregister_irqfd(event, gsi)
+            .tried("KVM_IRQFD", || format!("GSI {gsi}, to detach it"))?)
     }
 
     fn attach_ioevent(&self, event: &EventFd, doorbell: Doorbell) -> Result<()> {
@@ -367,13 +396,23 @@ impl Vm for KvmVm {
 
     fn statistics(&self) -> Result<Vec<Statistic>> {
         let failed = |of: String| {
-            move |source| keel_hypervisor::Error::from(Error::Ioctl { ioctl: "KVM_GET_STATS_FD", on: of, source })
+            move |source| {
+                keel_hypervisor::Error::from(Error::Ioctl {
+                    ioctl: "KVM_GET_STATS_FD",
+                    on: of,
+                    source,
+                })
+            }
         };
         let file = sys::stats_file(&self.0.fd).map_err(failed("the VM".into()))?;
         let mut all = stats::read(&file).map_err(failed("the VM".into()))?;
         for (id, file) in &lock(&self.0.vcpus).stats {
             let of_vcpu = stats::read(file).map_err(failed(format!("vCPU {id}")))?;
-            all.extend(of_vcpu.into_iter().map(|one| Statistic { name: format!("cpu{id}.{}", one.name), ..one }));
+            all.extend(
+                of_vcpu
+                    .into_iter()
+                    .map(|one| Statistic { name: format!("cpu{id}.{}", one.name), ..one }),
+            );
         }
         Ok(all)
     }
@@ -420,7 +459,8 @@ fn route_to_kvm(route: &Route) -> kvm_irq_routing_entry {
 
 fn enable(fd: &VmFd, capability: u32, argument: u64) -> crate::Result<()> {
     let cap = kvm_enable_cap { cap: capability, args: [argument, 0, 0, 0], ..Default::default() };
-    fd.enable_cap(&cap).tried("KVM_ENABLE_CAP", || format!("capability {capability} with {argument:#x}"))
+    fd.enable_cap(&cap)
+        .tried("KVM_ENABLE_CAP", || format!("capability {capability} with {argument:#x}"))
 }
 
 fn first_gfn(slot: &MemorySlot) -> u64 {

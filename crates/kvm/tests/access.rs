@@ -64,7 +64,10 @@ fn memory_accesses_that_cross_a_page_are_split_into_units() {
     ]);
     guest.bus.memory.insert(0xd0000, 0xa1b2_c3d4);
     assert_eq!(guest.run(), Exit::Halted);
-    assert_eq!(guest.bus.log[..2], [Access::Load(0xd0000, Width::Dword), Access::Store(0xd0008, Width::Dword, 0xa1b2_c3d4)]);
+    assert_eq!(
+        guest.bus.log[..2],
+        [Access::Load(0xd0000, Width::Dword), Access::Store(0xd0008, Width::Dword, 0xa1b2_c3d4)]
+    );
     let mut bytes = [0; 4];
     for access in &guest.bus.log[2..] {
         let Access::Store(gpa, width, value) = *access else { panic!("{access:?}") };
@@ -111,12 +114,13 @@ fn state_of_a_vcpu_in_the_middle_of_an_access_is_that_after_it() {
 }
 
 #[test]
-fn a_triple_fault_and_bad_code_are_told_apart() {
-    // An empty IDT and INT3: no exception can be delivered.
-    let mut guest = Guest::new(&[
-        0x0f, 0x01, 0x1e, 0x00, 0x20, // lidt [0x2000], which is all zeroes
-        0xcc, // int3
-    ]);
+fn a_triple_fault_is_told() {
+    // Protected mode with an empty IDT, and INT3: no exception can be delivered. (In real mode KVM's emulator does not look at the IDT's limit.)
+    let mut guest = Guest::new(&[0xcc]); // int3
+    guest.change(|state| {
+        common::set_flat(state, false);
+        state.segments.idt = Default::default();
+    });
     assert_eq!(guest.run(), Exit::TripleFault);
 }
 

@@ -38,7 +38,8 @@ fn none_is_lost_and_none_is_late() {
     let tid = Arc::new(AtomicU64::new(0));
     let done = Arc::new(AtomicBool::new(false));
     let vcpu_thread = thread::spawn({
-        let (asked, answered, tid, done) = (asked.clone(), answered.clone(), tid.clone(), done.clone());
+        let (asked, answered, tid, done) =
+            (asked.clone(), answered.clone(), tid.clone(), done.clone());
         move || {
             tid.store(thread_id(), Ordering::SeqCst);
             while !done.load(Ordering::SeqCst) {
@@ -60,7 +61,10 @@ fn none_is_lost_and_none_is_late() {
         while answered.load(Ordering::SeqCst) != kick {
             thread::yield_now();
             looks += 1;
-            assert!(looks % 1024 != 0 || begin.elapsed() < Duration::from_secs(20), "kick {kick} was lost");
+            assert!(
+                looks % 1024 != 0 || begin.elapsed() < Duration::from_secs(20),
+                "kick {kick} was lost"
+            );
         }
         let took = begin.elapsed();
         if took > latest {
@@ -69,7 +73,9 @@ fn none_is_lost_and_none_is_late() {
         if took > Duration::from_millis(10) {
             // Late, or only kept from running by other programs on this machine?
             let before = waited(mine) + waited(theirs);
-            eprintln!("kick {kick} took {took:?}; the two threads have waited {before:?} for a processor in all");
+            eprintln!(
+                "kick {kick} took {took:?}; the two threads have waited {before:?} for a processor in all"
+            );
         }
         // Another moment each time, over some 100 µs.
         for _ in 0..kick * 7919 % 4096 {

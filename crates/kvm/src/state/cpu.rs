@@ -8,7 +8,7 @@ use keel_hypervisor::state::{Activity, Private};
 use keel_hypervisor::{CpuState, Result};
 use kvm_ioctls::VcpuFd;
 
-use super::{Context, PRIVATE, bad, events, lapic, msrs, nested, registers, xsave};
+use super::{Context, PRIVATE, bad, check, events, lapic, msrs, nested, registers, xsave};
 
 /// Takes the state of a vCPU that is between two instructions.
 pub(crate) fn save_cpu(fd: &VcpuFd, id: u32, cx: &Context) -> Result<CpuState> {
@@ -103,6 +103,10 @@ fn check_cpu(cx: &Context, state: &CpuState, private: &Private) -> Result<()> {
     registers::check_debug(&state.debug)?;
     registers::check_xcrs(&state.xcrs)?;
     msrs::check_values(&state.msrs)?;
+    let deadline = state.msrs.get(&msrs::TSC_DEADLINE).copied().unwrap_or(0);
+    check(cx.lapic() || deadline == 0, "MSR", || {
+        format!("{deadline:#x} for MSR {:#x} needs a local APIC in the kernel", msrs::TSC_DEADLINE)
+    })?;
     xsave::check_area(cx, &state.xsave)?;
     lapic::check_state(cx, state.lapic.as_ref())?;
     lapic::check_activity(cx, state.activity)?;

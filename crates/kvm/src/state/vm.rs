@@ -47,8 +47,9 @@ pub(crate) fn load_vm(fd: &VmFd, cx: &Context, state: &VmState) -> Result<()> {
     if let Some(clock) = state.clock_ns {
         fd.set_clock(&kvm_clock_data { clock, ..Default::default() }).tried("KVM_SET_CLOCK", VM)?;
     }
+    // The slave before the master, or an old request of the slave's would set the master's cascade input again.
     // The PICs and the timer before the I/O APIC: loading it raises at once what it has pending, and it has the last word on the inputs they share.
-    for (chip_id, pic) in PICS.into_iter().zip(state.pics.iter().flatten()) {
+    for (chip_id, pic) in state.pics.iter().flat_map(|pics| PICS.into_iter().zip(pics).rev()) {
         let mut to = kvm_irqchip { chip_id, ..Default::default() };
         to.chip.pic = pic_to(pic);
         fd.set_irqchip(&to).tried("KVM_SET_IRQCHIP", || "the VM (PIC)".into())?;
