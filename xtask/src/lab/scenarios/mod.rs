@@ -12,11 +12,13 @@ mod machine;
 mod state;
 mod timing;
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use super::host::{Host, HostOptions};
+use super::packages::Package;
 use super::share;
 use crate::tally::Tally;
 use machine::{Files, Vmm};
@@ -50,6 +52,20 @@ pub struct Lab {
     files: Files,
     vmm: Vmm,
     long: bool,
+    /// What each kernel reports as errors under QEMU, once asked.
+    usual_errors: HashMap<Package, Vec<String>>,
+}
+
+impl Lab {
+    fn open(host: &HostOptions, options: &ScenarioOptions) -> Result<Self> {
+        Ok(Self {
+            files: Files::prepare()?,
+            host: Host::boot(host)?,
+            vmm: options.vmm,
+            long: options.long,
+            usual_errors: HashMap::new(),
+        })
+    }
 }
 
 /// One test.
@@ -89,10 +105,8 @@ pub fn run(host_options: &HostOptions, options: &ScenarioOptions) -> Result<Tall
         share::boot()?;
     }
     share::qemu()?;
-    let files = Files::prepare()?;
-    println!("lab: files ready after {:.1} s", begun.elapsed().as_secs_f64());
-    let mut lab =
-        Lab { host: Host::boot(host_options)?, files, vmm: options.vmm, long: options.long };
+    println!("lab: programs ready after {:.1} s", begun.elapsed().as_secs_f64());
+    let mut lab = Lab::open(host_options, options)?;
     let mut retries = 0;
     for scenario in chosen {
         let mut console = lab.host.console_length();
@@ -107,12 +121,7 @@ pub fn run(host_options: &HostOptions, options: &ScenarioOptions) -> Result<Tall
             }
             if failure.is_some() || lab.host.run("true", Duration::from_secs(30)).is_err() {
                 drop(lab);
-                lab = Lab {
-                    host: Host::boot(host_options)?,
-                    files: Files::prepare()?,
-                    vmm: options.vmm,
-                    long: options.long,
-                };
+                lab = Lab::open(host_options, options)?;
             }
             if failure.is_some() {
                 console = lab.host.console_length();
