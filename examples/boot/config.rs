@@ -212,7 +212,7 @@ fn interrupts(options: &Options) -> Result<Interrupts, String> {
             "kvm" => {}
             "tcg" => {
                 return Err(
-                    "option -accel: a CPU in software (tcg) is not in this version of Keel".into()
+                    "option -accel: a CPU in software (tcg) is not in this version of Keel".into(),
                 );
             }
             other => {
@@ -262,6 +262,12 @@ fn topology(words: &Words) -> Result<Topology, String> {
     let cores = cores.unwrap_or_else(|| cpus.div_ceil(others.max(1)).max(1));
     let topology = Topology { cpus, sockets, dies, cores, threads };
     topology.check().map_err(|error| error.to_string())?;
+    if u64::from(others) * u64::from(cores) != cpus.into() {
+        return Err(format!(
+            "{sockets} sockets of {dies} dies of {cores} cores of {threads} threads are {} CPUs, not {cpus}",
+            u64::from(others) * u64::from(cores)
+        ));
+    }
     Ok(topology)
 }
 
@@ -323,6 +329,7 @@ mod tests {
         assert!(smp("0").is_err());
         assert!(smp("256").is_err());
         assert!(smp("4,cores=1,threads=1").is_err());
+        assert!(smp("4,sockets=3").unwrap_err().contains("not 4"));
         assert!(smp("4,coers=2").unwrap_err().contains("cores"));
         assert!(smp("99999999999").is_err());
     }

@@ -85,6 +85,8 @@ pub struct Supervisor {
     ending: Ending,
     /// The guest is meant to run.
     running: bool,
+    /// It has been started.
+    started: bool,
 }
 
 impl Supervisor {
@@ -94,7 +96,7 @@ impl Supervisor {
         if running {
             machine.start(false);
         }
-        Supervisor { machine, policy, control, ending, running }
+        Supervisor { machine, policy, control, ending, running, started: running }
     }
 
     fn handle(&mut self, event: Event) {
@@ -117,8 +119,9 @@ impl Supervisor {
     fn decide(&mut self, event: Event) -> Result<Option<Outcome>, Failure> {
         Ok(match event {
             Event::Quit(by) => Some(Outcome::Quit(by)),
+            // Only a guest that was never started: one that has powered off stays off.
             Event::Start => {
-                self.running = true;
+                self.running |= !std::mem::replace(&mut self.started, true);
                 None
             }
             Event::Save => match &self.policy.save {
