@@ -262,7 +262,7 @@ fn topology(words: &Words) -> Result<Topology, String> {
     let cores = cores.unwrap_or_else(|| cpus.div_ceil(others.max(1)).max(1));
     let topology = Topology { cpus, sockets, dies, cores, threads };
     topology.check().map_err(|error| error.to_string())?;
-    if u64::from(others) * u64::from(cores) != cpus.into() {
+    if u64::from(others) * u64::from(cores) != u64::from(cpus) {
         return Err(format!(
             "{sockets} sockets of {dies} dies of {cores} cores of {threads} threads are {} CPUs, not {cpus}",
             u64::from(others) * u64::from(cores)

@@ -360,10 +360,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Command, Str
         }
         let Some(entry) = TABLE.iter().find(|entry| entry.names.contains(&name)) else {
             if let Some((_, what)) = NOT_YET.iter().find(|(known, _)| *known == name) {
-                return Err(format!(
-                    "option -{name}: {what} is not in this version of Keel",
-                    what = capital(what)
-                ));
+                return Err(format!("option -{name}: {what} not in this version of Keel"));
             }
             let names = TABLE.iter().flat_map(|entry| entry.names.iter().copied());
             return Err(match nearest(name, names) {
