@@ -1,6 +1,6 @@
 //! What is mapped where, and the table that vCPUs dispatch by.
 
-use std::ops::RangeInclusive;
+use std::ops::{RangeInclusive, Sub};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -80,12 +80,19 @@ impl<A: Copy, Io: ?Sized> Clone for Slot<A, Io> {
     }
 }
 
-impl<A: Copy + Ord + Into<u64>, Io: ?Sized> Slot<A, Io> {
-    /// The offset of an access that the device can take as it is: no wider than it wants, and not over its end.
+impl<A: Copy + Ord + Into<u64> + Sub<Output = A>, Io: ?Sized> Slot<A, Io> {
+    /// Whether an address is the device's.
     #[inline]
-    pub fn offset(&self, at: u64, width: Width) -> Option<u64> {
-        let offset = at - self.first.into();
-        (width <= self.widest && width.bytes() - 1 <= self.last.into() - at).then_some(offset)
+    pub fn covers(&self, at: A) -> bool {
+        self.first <= at && at <= self.last
+    }
+
+    /// The offset of an access that the device can take as it is: no wider than it wants, and not over its end. Only for an address
+    /// that is the device's.
+    #[inline]
+    pub fn offset(&self, at: A, width: Width) -> Option<A> {
+        let after: u64 = (self.last - at).into();
+        (width <= self.widest && width.bytes() - 1 <= after).then(|| at - self.first)
     }
 }
 

@@ -5,15 +5,16 @@ use std::time::Instant;
 
 use keel_hypervisor::{Bus, Width};
 
-use crate::board::{Board, Table};
+use crate::board::{Board, MmioSlot, Table};
 use crate::tally::{Access, Direction, Space, Spent, Tally};
 
 /// One vCPU's [`Bus`] onto a [`Board`].
 pub struct BoardBus {
     board: Board,
     table: Arc<Table>,
-    /// The slot of the last memory-mapped access: guests poll and ring one device many times in a row.
-    recent: usize,
+    /// By [place](place) of an address, the index of the slot that was last found for it: guests poll and ring the same few
+    /// devices many times over. Only a guess, checked at every use.
+    recent: [u16; PLACES],
     tally: Tally,
     /// By device and [kind](kind) of access, if times are kept.
     times: Option<Vec<[Spent; 4]>>,
@@ -22,7 +23,7 @@ pub struct BoardBus {
 impl BoardBus {
     pub(crate) fn new(board: Board) -> Self {
         let table = board.table();
-        BoardBus { board, table, recent: 0, tally: Tally::default(), times: None }
+        BoardBus { board, table, recent: [0; PLACES], tally: Tally::default(), times: None }
     }
 
     /// Counts and times the accesses of each device from now on.
@@ -57,9 +58,11 @@ impl BoardBus {
         self.table = self.board.table();
     }
 
-    /// Makes an access and notes whose it was and how long it took.
-    #[cold]
+    /// Makes an access, and notes whose it was and how long it took if that is kept.
     fn timed<R>(&mut self, device: u16, access: Access, call: impl FnOnce() -> R) -> R {
+        if self.times.is_none() {
+            return call();
+        }
         let begin = Instant::now();
         let result = call();
         let time = begin.elapsed();
@@ -73,15 +76,67 @@ impl BoardBus {
         result
     }
 
-    /// The index of the slot a memory-mapped access belongs to.
+    /// The slot a memory-mapped access belongs to, if it is remembered.
     #[inline]
-    fn mmio_slot(&mut self, gpa: u64) -> Option<usize> {
-        match self.table.mmio.get(self.recent) {
-            Some(slot) if (slot.first..=slot.last).contains(&gpa) => Some(self.recent),
-            _ => {
-                self.recent = self.table.find_mmio(gpa)?;
-                Some(self.recent)
+    fn recent_mmio(&self, gpa: u64) -> Option<&MmioSlot> {
+        let slot = self.table.mmio.get(usize::from(self.recent[place(gpa)]))?;
+        slot.covers(gpa).then_some(slot)
+    }
+
+    /// The slot a memory-mapped access belongs to; it is remembered.
+    fn find_mmio(&mut self, gpa: u64) -> Option<&MmioSlot> {
+        let found = self.table.find_mmio(gpa)?;
+        // One past 16 bits is looked for each time.
+        self.recent[place(gpa)] = u16::try_from(found).unwrap_or(u16::MAX);
+        self.table.mmio.get(found)
+    }
+
+    /// An access that does not go straight to a device: one that is timed, that is odd, or whose slot is not remembered.
+    #[cold]
+    #[inline(never)]
+    fn other_pio_read(&mut self, port: u16, width: Width) -> u32 {
+        match self.table.port(port).and_then(|slot| Some((slot, slot.offset(port, width)?))) {
+            Some((slot, offset)) => {
+                let (device, io) = (slot.device, slot.io.clone());
+                self.timed(device, ACCESSES[0], || io.read(offset, width)) & width.mask() as u32
             }
+            None => self.odd_pio_read(port, width),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn other_pio_write(&mut self, port: u16, width: Width, value: u32) {
+        match self.table.port(port).and_then(|slot| Some((slot, slot.offset(port, width)?))) {
+            Some((slot, offset)) => {
+                let (device, io) = (slot.device, slot.io.clone());
+                self.timed(device, ACCESSES[1], || io.write(offset, width, value));
+            }
+            None => self.odd_pio_write(port, width, value),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn other_mmio_read(&mut self, gpa: u64, width: Width) -> u64 {
+        match self.find_mmio(gpa).and_then(|slot| Some((slot, slot.offset(gpa, width)?))) {
+            Some((slot, offset)) => {
+                let (device, io) = (slot.device, slot.io.clone());
+                self.timed(device, ACCESSES[2], || io.read(offset, width)) & width.mask()
+            }
+            None => self.odd_mmio_read(gpa, width),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn other_mmio_write(&mut self, gpa: u64, width: Width, value: u64) {
+        match self.find_mmio(gpa).and_then(|slot| Some((slot, slot.offset(gpa, width)?))) {
+            Some((slot, offset)) => {
+                let (device, io) = (slot.device, slot.io.clone());
+                self.timed(device, ACCESSES[3], || io.write(offset, width, value));
+            }
+            None => self.odd_mmio_write(gpa, width, value),
         }
     }
 
@@ -157,6 +212,14 @@ const ACCESSES: [Access; 4] = [
     (Space::Mmio, Direction::Write),
 ];
 
+const PLACES: usize = 64;
+
+/// Where the slot of an address is remembered. Devices are at least a page apart, so neighbours do not collide.
+#[inline]
+fn place(gpa: u64) -> usize {
+    (gpa >> 12) as usize % PLACES
+}
+
 /// The index of a kind of access in [`ACCESSES`].
 fn kind((space, direction): Access) -> usize {
     2 * usize::from(space == Space::Mmio) + usize::from(direction == Direction::Write)
@@ -166,69 +229,49 @@ impl Bus for BoardBus {
     #[inline]
     fn pio_read(&mut self, port: u16, width: Width) -> u32 {
         self.refresh();
-        let slot = self.table.port(port);
-        let Some((slot, offset)) =
-            slot.and_then(|slot| Some((slot, slot.offset(port.into(), width)?)))
-        else {
-            return self.odd_pio_read(port, width);
-        };
-        let value = if self.times.is_none() {
-            slot.io.read(offset as u16, width)
-        } else {
-            let (device, io) = (slot.device, slot.io.clone());
-            self.timed(device, ACCESSES[0], || io.read(offset as u16, width))
-        };
-        value & width.mask() as u32
+        if self.times.is_none()
+            && let Some(slot) = self.table.port(port)
+            && let Some(offset) = slot.offset(port, width)
+        {
+            return slot.io.read(offset, width) & width.mask() as u32;
+        }
+        self.other_pio_read(port, width)
     }
 
     #[inline]
     fn pio_write(&mut self, port: u16, width: Width, value: u32) {
         self.refresh();
-        let slot = self.table.port(port);
-        let Some((slot, offset)) =
-            slot.and_then(|slot| Some((slot, slot.offset(port.into(), width)?)))
-        else {
-            return self.odd_pio_write(port, width, value);
-        };
-        if self.times.is_none() {
-            slot.io.write(offset as u16, width, value);
-        } else {
-            let (device, io) = (slot.device, slot.io.clone());
-            self.timed(device, ACCESSES[1], || io.write(offset as u16, width, value));
+        if self.times.is_none()
+            && let Some(slot) = self.table.port(port)
+            && let Some(offset) = slot.offset(port, width)
+        {
+            return slot.io.write(offset, width, value);
         }
+        self.other_pio_write(port, width, value);
     }
 
     #[inline]
     fn mmio_read(&mut self, gpa: u64, width: Width) -> u64 {
         self.refresh();
-        let slot = self.mmio_slot(gpa).map(|index| &self.table.mmio[index]);
-        let Some((slot, offset)) = slot.and_then(|slot| Some((slot, slot.offset(gpa, width)?)))
-        else {
-            return self.odd_mmio_read(gpa, width);
-        };
-        let value = if self.times.is_none() {
-            slot.io.read(offset, width)
-        } else {
-            let (device, io) = (slot.device, slot.io.clone());
-            self.timed(device, ACCESSES[2], || io.read(offset, width))
-        };
-        value & width.mask()
+        if self.times.is_none()
+            && let Some(slot) = self.recent_mmio(gpa)
+            && let Some(offset) = slot.offset(gpa, width)
+        {
+            return slot.io.read(offset, width) & width.mask();
+        }
+        self.other_mmio_read(gpa, width)
     }
 
     #[inline]
     fn mmio_write(&mut self, gpa: u64, width: Width, value: u64) {
         self.refresh();
-        let slot = self.mmio_slot(gpa).map(|index| &self.table.mmio[index]);
-        let Some((slot, offset)) = slot.and_then(|slot| Some((slot, slot.offset(gpa, width)?)))
-        else {
-            return self.odd_mmio_write(gpa, width, value);
-        };
-        if self.times.is_none() {
-            slot.io.write(offset, width, value);
-        } else {
-            let (device, io) = (slot.device, slot.io.clone());
-            self.timed(device, ACCESSES[3], || io.write(offset, width, value));
+        if self.times.is_none()
+            && let Some(slot) = self.recent_mmio(gpa)
+            && let Some(offset) = slot.offset(gpa, width)
+        {
+            return slot.io.write(offset, width, value);
         }
+        self.other_mmio_write(gpa, width, value);
     }
 
     fn end_of_interrupt(&mut self, vector: u8) {
