@@ -13,6 +13,7 @@ use nix::pty::openpty;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::control::Control;
+use crate::log;
 use crate::terminal::Raw;
 use crate::words::Words;
 
@@ -205,7 +206,7 @@ pub fn open(kind: &Kind, label: &str, control: &Arc<Control>) -> Result<Chardev,
         Kind::Pty => {
             let opened = open_pty().map_err(failed("cannot open a pseudo-terminal".into()))?;
             let (master, name) = opened;
-            eprintln!("char device redirected to {name} (label {label})");
+            log::print(&format!("char device redirected to {name} (label {label})\n"));
             let input = master.try_clone().map_err(failed(name))?;
             Ok(device(Some(master), Some(Input::Stream(input))))
         }
@@ -224,7 +225,10 @@ pub fn open(kind: &Kind, label: &str, control: &Arc<Control>) -> Result<Chardev,
             let opened = device(None, None);
             let path_guard = SocketPath(path.clone());
             if *wait {
-                eprintln!("boot: waiting for a connection at {} (label {label})", path.display());
+                log::say(&format!(
+                    "waiting for a connection at {} (label {label})",
+                    path.display()
+                ));
                 wait_for_client(&listener)
                     .map_err(failed(format!("cannot wait at {}", path.display())))?;
             }

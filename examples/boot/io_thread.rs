@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::chardev::{Input, Output, SocketPath, read_ready};
 use crate::control::{Control, Event};
 use crate::keys::{Key, Keys};
+use crate::log;
 use crate::run::Supervisor;
 use crate::terminal::Raw;
 
@@ -160,7 +161,7 @@ impl SerialInput {
                                 Key::Break => {
                                     self.serial.with(|serial, lent| serial.receive_break(lent))
                                 }
-                                Key::Say(text) => eprint!("{text}"),
+                                Key::Say(text) => log::print(text),
                             }
                         }
                     }

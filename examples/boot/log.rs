@@ -1,7 +1,7 @@
-//! Where the log goes: standard error, or the file of `-D`.
+//! What is told: messages on standard error, the log there or in the file of `-D`.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Write, stderr};
 use std::sync::{Mutex, PoisonError};
 
 static FILE: Mutex<Option<File>> = Mutex::new(None);
@@ -16,6 +16,16 @@ pub fn write(text: &str) {
     match &mut *FILE.lock().unwrap_or_else(PoisonError::into_inner) {
         // A full disk must not end a guest.
         Some(file) => _ = file.write_all(text.as_bytes()),
-        None => eprint!("{text}"),
+        None => print(text),
     }
+}
+
+/// Tells the user something.
+pub fn say(message: &str) {
+    print(&format!("boot: {message}\n"));
+}
+
+/// Prints on standard error, which may be a terminal or a pipe that has gone: no reason for a panic, as `eprint!` has it.
+pub fn print(text: &str) {
+    let _ = stderr().write_all(text.as_bytes());
 }

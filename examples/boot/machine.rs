@@ -31,6 +31,7 @@ use crate::control::Control;
 use crate::cpu::{self, Cpu};
 use crate::failure::Failure;
 use crate::io_thread::{IoThread, Timer};
+use crate::log;
 use crate::software::Software;
 
 /// A machine, stopped until [`Control::start`] is called.
@@ -177,7 +178,7 @@ fn create_cpus(
             let (cpuid, missing): (Cpuid, _) = config.cpu.cpuid(&supported, &config.topology, index, None)?;
             if index == 0 {
                 for feature in missing {
-                    eprintln!("boot: warning: this host does not have CPU feature {feature}; the guest goes without");
+                    log::say(&format!("warning: this host does not have CPU feature {feature}; the guest goes without"));
                 }
             }
             let mut vcpu = vm.create_vcpu(config.topology.apic_id(index))?;

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
             Err(failure) => end(Outcome::Failed(failure)),
         },
         Err(error) => {
-            eprintln!("boot: {error}");
+            log::say(&error);
             ExitCode::FAILURE
         }
     }
@@ -137,7 +137,7 @@ fn boot(options: &Options, config: &Config) -> Result<Outcome, Failure> {
 /// Says how it ended and gives the status for it.
 fn end(outcome: Outcome) -> ExitCode {
     terminal::give_back();
-    eprintln!("boot: {}", outcome.words());
+    log::say(&outcome.words());
     ExitCode::from(outcome.status())
 }
 

@@ -12,7 +12,7 @@ use crate::control::{Control, Event};
 use crate::failure::Failure;
 use crate::io_thread::watch;
 use crate::machine::Machine;
-use crate::{diagnosis, report, snapshot};
+use crate::{diagnosis, log, report, snapshot};
 
 /// How the guest ended.
 #[derive(Debug)]
@@ -25,6 +25,7 @@ pub enum Outcome {
     Panicked,
     TripleFault(String),
     HypervisorFailed(String),
+    /// By isa-debug-exit, with this status.
     Exit(u8),
     /// The program itself could not go on.
     Failed(Failure),
@@ -40,7 +41,7 @@ impl Outcome {
             Outcome::Panicked => 4,
             Outcome::TripleFault(_) => 5,
             Outcome::HypervisorFailed(_) => 6,
-            Outcome::Exit(value) => value << 1 | 1,
+            Outcome::Exit(status) => *status,
         }
     }
 
@@ -56,7 +57,7 @@ impl Outcome {
                 format!("the guest's CPU met a triple fault (-no-reboot)\n{details}")
             }
             Outcome::HypervisorFailed(details) => format!("the guest can not go on: {details}"),
-            Outcome::Exit(value) => format!("the guest wrote {value:#x} to isa-debug-exit"),
+            Outcome::Exit(status) => format!("the guest wrote {:#x} to isa-debug-exit", status >> 1),
             Outcome::Failed(failure) => failure.to_string(),
         }
     }
@@ -126,16 +127,20 @@ impl Supervisor {
             }
             Event::Save => match &self.policy.save {
                 None => {
-                    eprintln!("boot: SIGUSR1: no -save FILE was given");
+                    log::say("SIGUSR1: no -save FILE was given");
                     None
                 }
                 Some(path) => {
-                    snapshot::save(&self.machine, path)?;
-                    Some(Outcome::Saved(path.clone()))
+                    // The guest is as it was before: it goes on.
+                    let failed = |failure| log::say(&format!("the guest is not saved: {failure}"));
+                    snapshot::save(&self.machine, path)
+                        .map_err(failed)
+                        .ok()
+                        .map(|()| Outcome::Saved(path.clone()))
                 }
             },
             Event::Guest(Request::PowerOff) if self.policy.no_shutdown => {
-                eprintln!("boot: the guest powered off (-no-shutdown)");
+                log::say("the guest powered off (-no-shutdown)");
                 self.running = false;
                 None
             }
@@ -148,7 +153,7 @@ impl Supervisor {
             // Its crash kernel will deal with it.
             Event::Guest(Request::Panicked { crash_loaded: true }) => None,
             Event::Guest(Request::Panicked { crash_loaded: false }) => Some(Outcome::Panicked),
-            Event::Guest(Request::Exit(value)) => Some(Outcome::Exit(value)),
+            Event::Guest(Request::Exit(status)) => Some(Outcome::Exit(status)),
             Event::Guest(other) => {
                 return Err(Failure::message(format!("a device asked for {other:?}")));
             }
@@ -184,7 +189,7 @@ impl Supervisor {
 
     fn finish(&mut self, outcome: Outcome) {
         if self.policy.report_exits {
-            crate::log::write(&report::text(&self.machine));
+            log::write(&report::text(&self.machine));
         }
         self.ending.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(outcome);
         self.control.end();
