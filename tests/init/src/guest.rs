@@ -20,7 +20,6 @@
 //! Without `keel.do=` it is `shell` where there is busybox, else `cpus,memory,clock,timers,dmesg,poweroff`.
 
 use std::io::BufRead;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -119,7 +118,6 @@ fn shell(levels: &str) -> Result<()> {
         .env("PATH", "/bin:/sbin:/usr/bin")
         .env("HOME", "/")
         .env("TERM", "linux")
-        .process_group(0)
         .stdin(open()?)
         .stdout(open()?)
         .stderr(open()?)
