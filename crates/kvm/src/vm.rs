@@ -142,6 +142,24 @@ impl KvmVm {
         })))
     }
 
+    /// Creates a vCPU as [`Vm::create_vcpu`] does, with what only KVM's have ([`KvmVcpu::set_signal_mask`]).
+    pub fn create_kvm_vcpu(&self, id: u32) -> crate::Result<KvmVcpu> {
+        let fd =
+            self.0.fd.create_vcpu(id.into()).tried("KVM_CREATE_VCPU", || format!("vCPU {id}"))?;
+        let mut vcpus = lock(&self.0.vcpus);
+        if let DirtyTracking::Ring { entries } = self.0.config.dirty_tracking {
+            let ring = sys::DirtyRing::new(&fd, entries, PAGE_SIZE).map_err(|source| {
+                Error::Ioctl { ioctl: "mmap", on: format!("the dirty ring of vCPU {id}"), source }
+            })?;
+            vcpus.rings.push(ring);
+        }
+        // Absent before Linux 5.14; `statistics` then has nothing of this vCPU.
+        if let Ok(file) = sys::stats_file(&fd) {
+            vcpus.stats.push((id, file));
+        }
+        KvmVcpu::new(fd, id, self.0.clone())
+    }
+
     /// With [`DirtyTracking::ManualLog`]: clears and write-protects again those pages of a slot whose bit is set.
     ///
     /// `first_page` counts from the slot's start and must be a multiple of 64; so must `pages`, unless it reaches the end of the slot.
@@ -238,29 +256,23 @@ impl Machine {
 
 impl Vm for KvmVm {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
-        let fd =
-            self.0.fd.create_vcpu(id.into()).tried("KVM_CREATE_VCPU", || format!("vCPU {id}"))?;
-        let mut vcpus = lock(&self.0.vcpus);
-        if let DirtyTracking::Ring { entries } = self.0.config.dirty_tracking {
-            let ring = sys::DirtyRing::new(&fd, entries, PAGE_SIZE).map_err(|source| {
-                Error::Ioctl { ioctl: "mmap", on: format!("the dirty ring of vCPU {id}"), source }
-            })?;
-            vcpus.rings.push(ring);
-        }
-        // Absent before Linux 5.14; `statistics` then has nothing of this vCPU.
-        if let Ok(file) = sys::stats_file(&fd) {
-            vcpus.stats.push((id, file));
-        }
-        Ok(Box::new(KvmVcpu::new(fd, id, self.0.clone())?))
+        Ok(Box::new(self.create_kvm_vcpu(id)?))
     }
 
     fn map(&self, slot: MemorySlot) -> Result<()> {
         let mut slots = lock(&self.0.slots);
         // KVM can not change a slot's memory in place.
-        if let Some(old) = slots.remove(&slot.index) {
-            self.0.set_region(&old, 0, 0)?;
+        let old = slots.get(&slot.index);
+        if let Some(old) = old {
+            self.0.set_region(old, 0, 0)?;
         }
-        self.set_slot(&slot)?;
+        if let Err(error) = self.set_slot(&slot) {
+            // What was there goes back: a map that fails changes nothing.
+            if let Some(old) = old {
+                self.set_slot(old)?;
+            }
+            return Err(error.into());
+        }
         slots.insert(slot.index, slot);
         Ok(())
     }
@@ -356,8 +368,8 @@ impl Vm for KvmVm {
         let fd = &self.0.fd;
         let attached = match doorbell.matching {
             None => fd.register_ioevent(event, &at, NoDatamatch),
-            Some((Width::Byte, value)) => fd.register_ioevent(event, &at, Matching::<1>(value)),
-            Some((Width::Word, value)) => fd.register_ioevent(event, &at, Matching::<2>(value)),
+            Some((Width::Byte, value)) => fd.register_ioevent(event, &at, value as u8),
+            Some((Width::Word, value)) => fd.register_ioevent(event, &at, value as u16),
             Some((Width::Dword, value)) => fd.register_ioevent(event, &at, value as u32),
             Some((Width::Qword, value)) => fd.register_ioevent(event, &at, value),
         };
@@ -369,8 +381,8 @@ impl Vm for KvmVm {
         let fd = &self.0.fd;
         let detached = match doorbell.matching {
             None => fd.unregister_ioevent(event, &at, NoDatamatch),
-            Some((Width::Byte, value)) => fd.unregister_ioevent(event, &at, Matching::<1>(value)),
-            Some((Width::Word, value)) => fd.unregister_ioevent(event, &at, Matching::<2>(value)),
+            Some((Width::Byte, value)) => fd.unregister_ioevent(event, &at, value as u8),
+            Some((Width::Word, value)) => fd.unregister_ioevent(event, &at, value as u16),
             Some((Width::Dword, value)) => fd.unregister_ioevent(event, &at, value as u32),
             Some((Width::Qword, value)) => fd.unregister_ioevent(event, &at, value),
         };
@@ -420,15 +432,6 @@ impl Vm for KvmVm {
 
 /// How much of a bitmap is cleared by one call: 2^15 words are 8 GiB of guest RAM.
 const CLEAR_WORDS: usize = 1 << 15;
-
-/// A doorbell's value of a width that `kvm-ioctls` has no type for: it takes the width from the type's size.
-struct Matching<const WIDTH: usize>(u64);
-
-impl<const WIDTH: usize> From<Matching<WIDTH>> for u64 {
-    fn from(matching: Matching<WIDTH>) -> u64 {
-        matching.0
-    }
-}
 
 fn ioevent_address(at: DoorbellAddress) -> IoEventAddress {
     match at {
