@@ -115,8 +115,8 @@ fn state_of_a_vcpu_in_the_middle_of_an_access_is_that_after_it() {
 
 #[test]
 fn a_triple_fault_is_told() {
-    // Protected mode with an empty IDT, and INT3: no exception can be delivered. (In real mode KVM's emulator does not look at the IDT's limit.)
-    let mut guest = Guest::new(&[0xcc]); // int3
+    // Protected mode with an empty IDT: no exception can be delivered. (In real mode KVM's emulator does not look at the IDT's limit.)
+    let mut guest = Guest::new(&[0x0f, 0x0b]); // ud2
     guest.change(|state| {
         common::set_flat(state, false);
         state.segments.idt = Default::default();

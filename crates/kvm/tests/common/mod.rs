@@ -9,7 +9,8 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
-use keel_hypervisor::{Bus, CpuState, Exit, Interrupts, Kick, MemorySlot, Segment, Vcpu, Vm, Width};
+use keel_hypervisor::state::Segment;
+use keel_hypervisor::{Bus, CpuState, Exit, Interrupts, Kick, MemorySlot, Vcpu, Vm, Width};
 use keel_kvm::{Kvm, KvmVm, VmConfig};
 use keel_memory::{GuestRam, RamConfig};
 use vm_memory::{Bytes, GuestAddress};
@@ -97,7 +98,7 @@ impl Watchdog {
 
 /// A guest with RAM up to 0xc0000, whose code is at 0x1000.
 pub struct Guest {
-    pub vm: KvmVm,
+    pub vm: Arc<KvmVm>,
     pub ram: GuestRam,
     pub vcpu: Box<dyn Vcpu>,
     pub bus: Recorder,
@@ -130,11 +131,14 @@ impl Guest {
 
     /// A VM with this RAM and a vCPU fresh from reset.
     pub fn around(ram: GuestRam, config: VmConfig, log_dirty: bool) -> Self {
-        let vm = Kvm::open().unwrap().create_vm(config).unwrap();
+        let kvm = Kvm::open().unwrap();
+        let vm = Arc::new(kvm.create_vm(config).unwrap());
         for (index, region) in (0..).zip(ram.regions()) {
-            vm.map(MemorySlot { index, region: region.clone(), read_only: false, log_dirty }).unwrap();
+            vm.map(MemorySlot { index, region: region.clone(), read_only: false, log_dirty })
+                .unwrap();
         }
-        let vcpu = vm.create_vcpu(0).unwrap();
+        let mut vcpu = vm.create_vcpu(0).unwrap();
+        vcpu.set_cpuid(&kvm.supported_cpuid().unwrap()).unwrap();
         let bus = Recorder { kick: Some(vcpu.kicker()), ..Recorder::default() };
         let watchdog = Watchdog::new(vcpu.kicker(), PATIENCE);
         Guest { vm, ram, vcpu, bus, watchdog }
