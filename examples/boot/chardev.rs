@@ -124,39 +124,59 @@ impl Drop for SocketPath {
 
 /// Where a device's output goes. Clones write to the same place.
 ///
-/// Output waits for a slow reader, as a slow line would, but not past the end of the machine; with no reader it is dropped.
+/// Output waits for a slow reader, as a slow line would, but it keeps nobody who wants the machine stopped waiting: what has no room then
+/// is sent before the next output. With no reader it is dropped.
 #[derive(Clone)]
 pub struct Output {
-    to: Arc<Mutex<Option<File>>>,
+    sink: Arc<Mutex<Sink>>,
     control: Arc<Control>,
 }
 
+struct Sink {
+    to: Option<File>,
+    unsent: Vec<u8>,
+}
+
+/// The most that waits for room while the machine is stopped and started over and over.
+const MOST_UNSENT: usize = 64 << 10;
+
 impl Output {
     fn new(to: Option<File>, control: &Arc<Control>) -> Self {
-        Output { to: Arc::new(Mutex::new(to)), control: control.clone() }
+        let sink = Sink { to, unsent: Vec::new() };
+        Output { sink: Arc::new(Mutex::new(sink)), control: control.clone() }
     }
 
     /// From now on output goes here.
     pub fn connect(&self, to: Option<File>) {
-        *self.to.lock().unwrap_or_else(PoisonError::into_inner) = to;
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        *sink = Sink { to, unsent: Vec::new() };
     }
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(file) = &mut *to else { return Ok(bytes.len()) };
-        // A blocking write could not be called off when the machine is to end.
-        wait_for_room(file, &self.control)?;
-        match file.write(bytes) {
-            // A full pseudo-terminal has nobody who reads it.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(bytes.len()),
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                *to = None;
-                Err(error)
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let Sink { to, unsent } = &mut *sink;
+        let Some(file) = to else { return Ok(bytes.len()) };
+        unsent.extend_from_slice(bytes);
+        while !unsent.is_empty() {
+            // A blocking write could not be called off.
+            if !wait_for_room(file, &self.control)? {
+                unsent.truncate(MOST_UNSENT);
+                break;
             }
-            result => result,
+            match file.write(unsent) {
+                Ok(written) => drop(unsent.drain(..written)),
+                // A full pseudo-terminal has nobody who reads it.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => unsent.clear(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    *sink = Sink { to: None, unsent: Vec::new() };
+                    return Err(error);
+                }
+            }
         }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -164,16 +184,18 @@ impl Write for Output {
     }
 }
 
-/// Waits until a file that may be slow takes more, or the machine is to end.
-fn wait_for_room(file: &File, control: &Control) -> io::Result<()> {
+/// Waits until a file that may be slow takes more. False: it does not, and the machine is to stop or to end.
+fn wait_for_room(file: &File, control: &Control) -> io::Result<bool> {
     let mut waiting = [
         PollFd::new(file.as_fd(), PollFlags::POLLOUT),
-        PollFd::new(control.ended().as_fd(), PollFlags::POLLIN),
+        PollFd::new(control.halted().as_fd(), PollFlags::POLLIN),
     ];
-    match poll(&mut waiting, PollTimeout::NONE) {
-        Ok(_) if waiting[0].revents().is_some_and(|events| !events.is_empty()) => Ok(()),
-        Ok(_) => Err(io::Error::other("the machine ends")),
-        Err(error) => Err(error.into()),
+    loop {
+        match poll(&mut waiting, PollTimeout::NONE) {
+            Ok(_) => return Ok(waiting[0].revents().is_some_and(|events| !events.is_empty())),
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! Starting, stopping and ending: what devices, CPUs, signals and keys ask for, in one queue that one thread works off.
 
 use std::collections::VecDeque;
-use std::io::{self, PipeReader, PipeWriter};
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use keel_device_model::{Machine, Request};
 use keel_hypervisor::{Exit, Kick};
+use nix::sys::eventfd::{self, EfdFlags};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Something the machine as a whole must act on.
@@ -43,14 +45,12 @@ pub struct Control {
     kickers: OnceLock<Vec<Arc<dyn Kick>>>,
     events: Mutex<VecDeque<Event>>,
     wake: EventFd,
-    /// Hung up at the end: wakes who waits for something else than the machine.
-    ended: PipeReader,
-    not_ended: Mutex<Option<PipeWriter>>,
+    /// Readable while the phase is not `Running`: wakes a CPU's thread that waits for something else than the machine.
+    halted: eventfd::EventFd,
 }
 
 impl Control {
     pub fn new() -> io::Result<Arc<Self>> {
-        let (ended, not_ended) = io::pipe()?;
         Ok(Arc::new(Control {
             phase: Mutex::new(Phase::Stopped),
             changed: Condvar::new(),
@@ -58,8 +58,7 @@ impl Control {
             kickers: OnceLock::new(),
             events: Mutex::default(),
             wake: EventFd::new(EFD_NONBLOCK)?,
-            ended,
-            not_ended: Mutex::new(Some(not_ended)),
+            halted: eventfd::EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
         }))
     }
 
@@ -105,12 +104,11 @@ impl Control {
     /// Makes the CPUs' threads end, for good.
     pub fn end(&self) {
         self.set_phase(Phase::Ending);
-        lock(&self.not_ended).take();
     }
 
-    /// Hung up from the end on.
-    pub fn ended(&self) -> &PipeReader {
-        &self.ended
+    /// Readable once the CPUs are to stop or to end, until they may run again.
+    pub fn halted(&self) -> &impl AsFd {
+        &self.halted
     }
 
     /// Whether the CPUs may enter the guest.
@@ -141,6 +139,11 @@ impl Control {
             }
             *phase = new;
             self.running.store(new == Phase::Running, Ordering::SeqCst);
+            // Neither can fail but for having been done before.
+            let _ = match new {
+                Phase::Running => self.halted.read().map(drop),
+                Phase::Stopped | Phase::Ending => self.halted.write(1).map(drop),
+            };
             self.changed.notify_all();
         }
         if new != Phase::Running {

@@ -2,7 +2,10 @@
 
 use std::fs::File;
 use std::io::{Write, stderr};
+use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
+
+use nix::poll::{PollFd, PollFlags, poll};
 
 static FILE: Mutex<Option<File>> = Mutex::new(None);
 
@@ -25,7 +28,14 @@ pub fn say(message: &str) {
     print(&format!("boot: {message}\n"));
 }
 
-/// Prints on standard error, which may be a terminal or a pipe that has gone: no reason for a panic, as `eprint!` has it.
+/// Prints on standard error. If it has gone or nobody reads it, that is no reason to panic or to wait for ever, as `eprint!` would.
 pub fn print(text: &str) {
-    let _ = stderr().write_all(text.as_bytes());
+    const PATIENCE_MS: u16 = 1000;
+    let mut stderr = stderr();
+    for line in text.split_inclusive('\n') {
+        let room = poll(&mut [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)], PATIENCE_MS);
+        if room == Ok(0) || stderr.write_all(line.as_bytes()).is_err() {
+            return;
+        }
+    }
 }

@@ -57,7 +57,9 @@ impl Outcome {
                 format!("the guest's CPU met a triple fault (-no-reboot)\n{details}")
             }
             Outcome::HypervisorFailed(details) => format!("the guest can not go on: {details}"),
-            Outcome::Exit(status) => format!("the guest wrote {:#x} to isa-debug-exit", status >> 1),
+            Outcome::Exit(status) => {
+                format!("the guest wrote {:#x} to isa-debug-exit", status >> 1)
+            }
             Outcome::Failed(failure) => failure.to_string(),
         }
     }
@@ -101,12 +103,7 @@ impl Supervisor {
     }
 
     fn handle(&mut self, event: Event) {
-        if matches!(event, Event::Quit(_)) {
-            // Before waiting for the CPUs: one may be in a write that only the end calls off.
-            self.control.end();
-        } else {
-            self.control.stop();
-        }
+        self.control.stop();
         self.machine.wait_until_stopped();
         match self.decide(event) {
             Ok(None) if self.running => self.machine.start(true),

@@ -77,7 +77,7 @@ impl Drop for Raw {
 /// Gives back the terminal's mode, if it was changed.
 pub fn give_back() {
     if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        // There is nobody left to tell of a failure.
-        let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, &before);
+        // Not after all output, which nobody may read. There is nobody left to tell of a failure.
+        let _ = tcsetattr(stdin(), SetArg::TCSANOW, &before);
     }
 }
