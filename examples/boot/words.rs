@@ -93,24 +93,10 @@ pub fn size(text: &str, unit: u64) -> Result<u64, String> {
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()
-        .map(|candidate| (distance(word, candidate), candidate))
+        .map(|candidate| (strsim::levenshtein(word, candidate), candidate))
         .min()
         .filter(|(distance, _)| *distance <= 1 + word.chars().count() / 4)
         .map(|(_, candidate)| candidate)
-}
-
-/// The number of letters to insert, drop or change to make one word of another (Levenshtein).
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.chars().enumerate() {
-            let changed = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[other.chars().count()]
 }
 
 /// Breaks a text into lines of at most `width` columns behind `indent` blanks.

@@ -202,24 +202,10 @@ impl FromStr for CpuModel {
 
 /// The known name that the fewest edits turn a mistyped one into, if that is not too many.
 fn nearest(typed: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    let typed: Vec<char> = features::plain(typed).chars().take(64).collect();
+    let typed: String = features::plain(typed).chars().take(64).collect();
     known
-        .map(|name| (distance(&typed, &features::plain(name).chars().collect::<Vec<_>>()), name))
+        .map(|name| (strsim::levenshtein(&typed, &features::plain(name)), name))
         .min_by_key(|(distance, _)| *distance)
-        .filter(|(distance, _)| *distance <= 1 + typed.len() / 4)
+        .filter(|(distance, _)| *distance <= 1 + typed.chars().count() / 4)
         .map(|(_, name)| name)
-}
-
-/// The Levenshtein distance: insertions, deletions and replacements.
-fn distance(a: &[char], b: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
