@@ -358,7 +358,7 @@ fn mmio_round(subject: &mut dyn Subject, count: u64) {
 fn times(failed: &mut bool) -> [(f64, f64); SUBJECTS.len()] {
     const COUNT: u64 = 100_000;
     const ROUNDS: usize = 40;
-    let mut subjects = SUBJECTS.map(|name| subject(name));
+    let mut subjects = SUBJECTS.map(subject);
     let mut best = [(Duration::MAX, Duration::MAX); SUBJECTS.len()];
     for round in 0..ROUNDS {
         for (([subject, _], name), best) in subjects.iter_mut().zip(SUBJECTS).zip(&mut best) {
