@@ -55,6 +55,10 @@ pub fn save(machine: &Machine, path: &Path) -> Result<(), Failure> {
 fn write(machine: &Machine, state: &State, path: &Path) -> io::Result<()> {
     let directory =
         path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A rename would put the snapshot in the place of a device.
+    if path.symlink_metadata().is_ok_and(|there| !there.is_file()) {
+        return Err(io::Error::other("it is there and no regular file"));
+    }
     let file = NamedTempFile::new_in(directory)?;
     let mut out = Summed { inner: BufWriter::with_capacity(1 << 20, file), sum: 0 };
     out.write_all(MAGIC)?;
