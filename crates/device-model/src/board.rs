@@ -56,6 +56,12 @@ pub enum MapError {
         /// The device.
         name: String,
     },
+    /// The table of ports has no number left for another range.
+    #[error("{name} can not be mapped: there are 65535 ranges of ports, the most a board has")]
+    Full {
+        /// The device.
+        name: String,
+    },
     /// Nothing is mapped there.
     #[error("nothing is mapped from {0:#x} on")]
     Nothing(u64),
@@ -137,6 +143,9 @@ impl Board {
         io: Arc<dyn SharedPio>,
     ) -> Result<(), MapError> {
         self.change(|map| {
+            if map.pio.len() == usize::from(u16::MAX) {
+                return Err(MapError::Full { name: name.to_owned() });
+            }
             let device = map.name(name);
             insert(
                 &mut map.pio,
@@ -206,7 +215,7 @@ impl Board {
             .into_boxed_slice()
             .try_into()
             .unwrap_or_else(|_| unreachable!("65536 ports"));
-        for (number, slot) in (1..).zip(&map.pio) {
+        for (number, slot) in (1..=u16::MAX).zip(&map.pio) {
             ports[usize::from(slot.first)..=usize::from(slot.last)].fill(number);
         }
         let table = Arc::new(Table {
@@ -276,4 +285,55 @@ fn remove<A: Copy + Ord + Into<u64>, Io: ?Sized>(
         slots.iter().position(|slot| slot.first == first).ok_or(MapError::Nothing(first.into()))?;
     slots.remove(index);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keel_hypervisor::Bus;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    struct Nothing;
+
+    impl SharedPio for Nothing {
+        fn read(&self, _offset: u16, _width: Width) -> u32 {
+            1
+        }
+        fn write(&self, _offset: u16, _width: Width, _value: u32) {}
+    }
+
+    impl SharedMmio for Nothing {
+        fn read(&self, _offset: u64, _width: Width) -> u64 {
+            1
+        }
+        fn write(&self, _offset: u64, _width: Width, _value: u64) {}
+    }
+
+    #[test]
+    fn accesses_take_no_lock() {
+        let board = Board::new();
+        board.map_pio("pio", 0x10..=0x13, Width::Dword, Arc::new(Nothing)).unwrap();
+        board.map_mmio("mmio", 0x10..=0x13, Width::Dword, Arc::new(Nothing)).unwrap();
+        let mut bus = board.bus();
+        // Whoever wanted the lock now would wait for ever.
+        let guard = board.lock();
+        let (done, is_done) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            bus.pio_write(0x10, Width::Dword, 0);
+            bus.mmio_write(0x10, Width::Word, 0);
+            bus.end_of_interrupt(7);
+            let values = [
+                bus.pio_read(0x10, Width::Byte).into(),
+                bus.mmio_read(0x10, Width::Dword),
+                bus.pio_read(0x13, Width::Dword).into(), // over the end
+                bus.mmio_read(0x1000, Width::Qword),     // nobody's
+            ];
+            done.send(values).unwrap();
+        });
+        let values = is_done.recv_timeout(Duration::from_secs(10));
+        drop(guard);
+        thread.join().unwrap();
+        assert_eq!(values, Ok([1, 1, 0xffff_ff01, u64::MAX]));
+    }
 }
