@@ -10,9 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
+use nix::sys::signal::SigSet;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::control::Control;
+use crate::io_thread::ENDING;
 use crate::log;
 use crate::terminal::Raw;
 use crate::words::Words;
@@ -273,9 +276,13 @@ fn listen(path: &PathBuf) -> io::Result<UnixListener> {
     }
 }
 
-/// Waits until a client is there; a signal that would end the program still does, for none is blocked yet.
+/// Waits until a client is there, or a signal to end the program is: it stays pending, and ends the machine once that is built.
 fn wait_for_client(listener: &UnixListener) -> io::Result<()> {
-    poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+    let mut mask = SigSet::empty();
+    ENDING.into_iter().for_each(|signal| mask.add(signal));
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+    let fds = [listener.as_fd(), signals.as_fd()];
+    poll(&mut fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)), PollTimeout::NONE)?;
     Ok(())
 }
 

@@ -22,6 +22,8 @@ use crate::log;
 use crate::run::Supervisor;
 use crate::terminal::Raw;
 
+/// The signals that end a guest.
+pub const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 /// The signals that end, save or start a guest.
 const SIGNALS: [Signal; 5] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGCONT];
