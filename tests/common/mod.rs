@@ -143,6 +143,24 @@ impl Process {
         self.0.try_wait().unwrap().is_none()
     }
 
+    /// The names of its threads, sorted.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let mut names: Vec<_> = tasks
+            .filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok())
+            .map(|name| name.trim().to_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Waits until it has all its threads, and so takes signals.
+    pub fn wait_until_ready(&self) {
+        wait_until("boot is ready", || {
+            self.threads().iter().any(|name| name == "IO main").then_some(())
+        });
+    }
+
     /// What /proc says of it under `name` in `status`, in KiB.
     pub fn status_kib(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
