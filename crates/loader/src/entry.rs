@@ -29,6 +29,24 @@ const LARGE: u64 = 1 << 7;
 const LARGE_PAGE: u64 = 2 << 20;
 const PAGE: u64 = keel_memory::layout::PAGE_SIZE;
 
+/// `IA32_MTRR_DEF_TYPE` (SDM volume 3, 12.11.2.1).
+const MTRR_DEFAULT_TYPE: u32 = 0x2ff;
+/// Memory type ranges are on, and the type of all that is in none of them is write-back.
+const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// Does for a CPU what firmware does to every one before it starts a kernel: turns the memory type ranges (MTRRs) on,
+/// with write-back as the type of all memory.
+///
+/// [`Entry::apply`] does it to the boot CPU; it is for the others, which INIT leaves it to. Linux warns of CPUs that differ
+/// in it, and uses no page attribute table (PAT) where it finds the ranges off, as they are after reset. No range is
+/// set: what is no RAM is told by the kernel's own page tables, and none that a hypervisor follows needs to be. A CPU without
+/// the register stays as it is.
+pub fn set_memory_types(state: &mut CpuState) {
+    if let Some(value) = state.msrs.get_mut(&MTRR_DEFAULT_TYPE) {
+        *value = MTRR_ON_WRITE_BACK;
+    }
+}
+
 /// Where and how the kernel that was loaded is entered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -45,7 +63,8 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// Sets the registers of the boot CPU: general, segment, descriptor-table and control registers.
+    /// Sets the registers of the boot CPU: general, segment, descriptor-table and control registers and, with
+    /// [`set_memory_types`], the memory types.
     ///
     /// Everything else of `state` stays, which is to be that of a CPU after reset.
     pub fn apply(&self, state: &mut CpuState) {
@@ -86,6 +105,7 @@ impl Entry {
             state.control.cr4 = CR4_PAE;
             state.control.efer = EFER_LONG_MODE;
         }
+        set_memory_types(state);
     }
 
     /// Writes what the registers point to: descriptors and page tables.
@@ -228,6 +248,16 @@ mod tests {
         assert!(state.segments.cs.default_32 && !state.segments.cs.long);
         assert_eq!((state.segments.cs.base, state.segments.cs.limit), (0, u32::MAX));
         assert_eq!((state.segments.tr.limit, state.segments.tr.kind), (0x67, 11));
+    }
+
+    #[test]
+    fn memory_types_are_on_where_there_are_any() {
+        let mut state = CpuState::default();
+        Entry::Long { rip: 0x100_0200 }.apply(&mut state);
+        assert!(state.msrs.is_empty(), "a register it does not have would be refused");
+        state.msrs.insert(0x2ff, 0);
+        Entry::Long { rip: 0x100_0200 }.apply(&mut state);
+        assert_eq!(state.msrs[&0x2ff], 0x806);
     }
 
     #[test]

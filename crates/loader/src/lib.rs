@@ -72,7 +72,7 @@ mod start;
 #[cfg(test)]
 mod tests;
 
-pub use entry::Entry;
+pub use entry::{Entry, set_memory_types};
 pub use error::{Error, Result};
 pub use image::Image;
 pub use linux::Linux;
