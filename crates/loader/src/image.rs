@@ -1,5 +1,6 @@
 //! Where a kernel or an initrd comes from.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::{self, File, FileType};
 use std::io::{self, Seek, SeekFrom};
@@ -7,13 +8,13 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use keel_memory::Memory;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryError, Permissions, ReadVolatile};
 
 use crate::{Error, Result};
 
-/// A kernel or an initrd: a file, or bytes of this program.
+/// A kernel or an initrd: a file, or bytes.
 ///
-/// Nothing of it is kept in this process: it is read straight into guest RAM, again at every reset.
+/// Nothing of a file is kept in this process: it is read straight into guest RAM, again at every reset.
 pub struct Image {
     name: String,
     source: Source,
@@ -22,7 +23,7 @@ pub struct Image {
 
 enum Source {
     File(File),
-    Bytes(&'static [u8]),
+    Bytes(Cow<'static, [u8]>),
 }
 
 impl Image {
@@ -45,9 +46,11 @@ impl Image {
         Ok(Image { name, source: Source::File(file), len: metadata.len() })
     }
 
-    /// Bytes of this program, called `name` in messages.
-    pub fn bytes(name: &str, bytes: &'static [u8]) -> Image {
-        Image { name: name.to_owned(), source: Source::Bytes(bytes), len: bytes.len() as u64 }
+    /// Bytes of this program, or that it has made or received, called `name` in messages.
+    pub fn bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Image {
+        let bytes = bytes.into();
+        let len = bytes.len() as u64;
+        Image { name: name.to_owned(), source: Source::Bytes(bytes), len }
     }
 
     /// What it is called in messages: the path it was opened by.
@@ -63,6 +66,14 @@ impl Image {
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Refuses a kernel that is shorter than its headers say, `need` bytes.
+    pub(crate) fn has(&self, need: u64) -> Result<()> {
+        if need > self.len {
+            return Err(Error::Truncated { name: self.name.clone(), need, have: self.len });
+        }
+        Ok(())
     }
 
     /// Fills `buffer` from `offset`, as far as there is something, and gives how much that was.
@@ -97,8 +108,6 @@ impl Image {
     /// Reads `len` bytes from `offset` into guest RAM at `gpa`.
     pub(crate) fn load(&mut self, offset: u64, len: u64, memory: &Memory, gpa: u64) -> Result<()> {
         let Image { name, source, .. } = self;
-        let to = GuestAddress(gpa);
-        let count = len as usize;
         match source {
             Source::File(file) => {
                 file.seek(SeekFrom::Start(offset)).map_err(|source| Error::Read {
@@ -107,11 +116,9 @@ impl Image {
                     len,
                     source,
                 })?;
-                memory.read_exact_volatile_from(to, file, count)
+                fill(memory, gpa, len, file)
             }
-            Source::Bytes(bytes) => {
-                memory.read_exact_volatile_from(to, &mut from(bytes, offset), count)
-            }
+            Source::Bytes(bytes) => fill(memory, gpa, len, &mut from(bytes, offset)),
         }
         .map_err(|source| Error::ReadIntoRam {
             name: name.clone(),
@@ -129,8 +136,26 @@ impl fmt::Debug for Image {
     }
 }
 
+/// Fills `len` bytes of guest RAM from `gpa` on.
+///
+/// Region by region and each to its end, however little one read gives (Linux: at most 2 GiB): `vm-memory`'s own
+/// `read_exact_volatile_from` reads once for each region.
+fn fill(
+    memory: &Memory,
+    gpa: u64,
+    len: u64,
+    source: &mut impl ReadVolatile,
+) -> std::result::Result<(), GuestMemoryError> {
+    for slice in
+        GuestMemory::get_slices(memory, GuestAddress(gpa), len as usize, Permissions::Write)?
+    {
+        source.read_exact_volatile(&mut slice?)?;
+    }
+    Ok(())
+}
+
 /// The bytes from `offset` on, none past the end.
-fn from(bytes: &'static [u8], offset: u64) -> &'static [u8] {
+fn from(bytes: &[u8], offset: u64) -> &[u8] {
     usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default()
 }
 
@@ -147,4 +172,49 @@ fn regular(name: &str, kind: FileType) -> Result<()> {
         "a device"
     };
     Err(Error::NotAFile { name: name.to_owned(), what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::bitmap::BitmapSlice;
+    use vm_memory::{Bytes, VolatileMemoryError, VolatileSlice};
+
+    /// Gives at most three bytes a read, and is interrupted in between.
+    struct Halting<'a> {
+        rest: &'a [u8],
+        interrupted: bool,
+    }
+
+    impl ReadVolatile for Halting<'_> {
+        fn read_volatile<B: BitmapSlice>(
+            &mut self,
+            buffer: &mut VolatileSlice<B>,
+        ) -> std::result::Result<usize, VolatileMemoryError> {
+            self.interrupted = !self.interrupted;
+            if self.interrupted {
+                return Err(VolatileMemoryError::IOError(io::ErrorKind::Interrupted.into()));
+            }
+            let count = self.rest.len().min(3).min(buffer.len());
+            let (first, rest) = self.rest.split_at(count);
+            self.rest = rest;
+            buffer.copy_from(first);
+            Ok(count)
+        }
+    }
+
+    #[test]
+    fn short_and_interrupted_reads_go_on_across_regions() {
+        let memory =
+            Memory::from_ranges(&[(GuestAddress(0), 4096), (GuestAddress(4096), 4096)]).unwrap();
+        let bytes: Vec<u8> = (0..100).collect();
+        fill(&memory, 4050, 100, &mut Halting { rest: &bytes, interrupted: false }).unwrap();
+        let mut there = [0; 100];
+        memory.read_slice(&mut there, GuestAddress(4050)).unwrap();
+        assert_eq!(there[..], bytes);
+        for (gpa, len) in [(0, 101), (8100, 100)] {
+            let mut source = Halting { rest: &bytes, interrupted: false };
+            assert!(fill(&memory, gpa, len, &mut source).is_err());
+        }
+    }
 }
