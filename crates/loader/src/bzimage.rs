@@ -25,15 +25,27 @@ const KERNEL_64: u16 = 1 << 0;
 /// Version 2.12, the first with `xloadflags`.
 const VERSION_XLOADFLAGS: u16 = 0x020c;
 
+/// The least a bzImage has: a setup header up to `cmdline_size`, of version 2.06.
+pub const HEADER_END: usize = 0x23c;
+
 /// Whether a file that begins with `start` has a setup header.
 pub fn is(start: &[u8]) -> bool {
     start.get(MAGIC..).is_some_and(|rest| rest.starts_with(b"HdrS"))
 }
 
+/// Whether `start`, a whole file, can be a bzImage that ends before its setup header's magic: with an EFI stub it
+/// begins as an EFI program, but none of those is this short.
+pub fn is_cut(start: &[u8]) -> bool {
+    start.len() < MAGIC + 4 && start.starts_with(b"MZ")
+}
+
 /// Reads the protected-mode part to where the kernel prefers to run.
 pub fn load(image: &mut Image, start: &[u8], memory: &Memory, ram_end: u64) -> Result<Kernel> {
     let name = || image.name().to_owned();
-    let header = header(start);
+    // A short header may be that of an old kernel, a short file is only one that was cut.
+    image.has(header_end(start).max(HEADER_END) as u64)?;
+    // The file may have become shorter since it was opened.
+    let header: setup_header = read(&start[..header_end(start).min(start.len())], HEADER);
     let unsupported = |what| Error::Unsupported {
         name: name(),
         what,
@@ -55,9 +67,7 @@ pub fn load(image: &mut Image, start: &[u8], memory: &Memory, ram_end: u64) -> R
     };
     let offset = (sectors + 1) * SECTOR;
     let len = u64::from(header.syssize) * 16;
-    if offset + len > image.len() {
-        return Err(Error::Truncated { name: name(), need: offset + len, have: image.len() });
-    }
+    image.has(offset + len)?;
     if len <= ENTRY_64 {
         return Err(Error::Damaged { name: name(), what: "its 64-bit entry lies past its end" });
     }
@@ -84,9 +94,7 @@ pub fn load(image: &mut Image, start: &[u8], memory: &Memory, ram_end: u64) -> R
     })
 }
 
-/// The setup header, as long as the file says it is: what follows is code.
-fn header(start: &[u8]) -> setup_header {
-    let len = start.get(HEADER_LEN).map_or(0, |len| usize::from(*len));
-    let end = (MAGIC + len).min(start.len());
-    read(&start[..end], HEADER)
+/// Where the setup header ends, as the file says: what follows is code.
+fn header_end(start: &[u8]) -> usize {
+    MAGIC + start.get(HEADER_LEN).map_or(0, |len| usize::from(*len))
 }

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use linux_loader::elf::{
-    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Nhdr,
-    Elf64_Phdr, PT_LOAD, PT_NOTE,
+    EI_CLASS, EI_DATA, ELFCLASS32, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_X86_64, ET_DYN, ET_EXEC,
+    Elf64_Ehdr, Elf64_Nhdr, Elf64_Phdr, PT_LOAD, PT_NOTE,
 };
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::{Bytes, GuestAddress};
@@ -37,8 +37,9 @@ pub fn is(start: &[u8]) -> bool {
 /// Reads the segments to their physical addresses.
 pub fn load(image: &mut Image, start: &[u8], memory: &Memory, ram_end: u64) -> Result<Kernel> {
     let header: Elf64_Ehdr = read(start, 0);
-    check_kind(image, &header)?;
+    check_kind(image, start, &header)?;
     let segments = segments(image, &header)?;
+    let protocol = protocol(image, &header, &segments)?;
 
     let loaded: Vec<&Elf64_Phdr> = segments
         .iter()
@@ -53,7 +54,6 @@ pub fn load(image: &mut Image, start: &[u8], memory: &Memory, ram_end: u64) -> R
         }
         ranges.push(range);
     }
-    let protocol = protocol(image, &header, &segments)?;
     let entry = match &protocol {
         Protocol::Linux { entry, .. } => *entry,
         Protocol::Pvh { entry } => u64::from(*entry),
@@ -76,13 +76,17 @@ pub fn load(image: &mut Image, start: &[u8], memory: &Memory, ram_end: u64) -> R
     })
 }
 
-fn check_kind(image: &Image, header: &Elf64_Ehdr) -> Result<()> {
-    let looks = if header.e_ident[EI_CLASS] != ELFCLASS64 {
+fn check_kind(image: &Image, start: &[u8], header: &Elf64_Ehdr) -> Result<()> {
+    let looks = if header.e_ident[EI_CLASS] == ELFCLASS32 {
         "an ELF file for a 32-bit machine"
+    } else if start.len() < size_of::<Elf64_Ehdr>() {
+        return image.has(size_of::<Elf64_Ehdr>() as u64);
+    } else if header.e_ident[EI_CLASS] != ELFCLASS64 {
+        "an ELF file of an unknown class"
     } else if header.e_ident[EI_DATA] != ELFDATA2LSB || header.e_machine != EM_X86_64 {
         "an ELF file for another machine than x86-64"
-    } else if header.e_type != ET_EXEC {
-        "an ELF object, library, program or core dump"
+    } else if header.e_type != ET_EXEC && header.e_type != ET_DYN {
+        "an ELF object or core dump"
     } else {
         return Ok(());
     };
@@ -106,19 +110,10 @@ fn segments(image: &Image, header: &Elf64_Ehdr) -> Result<Vec<Elf64_Phdr>> {
         return Err(damaged("it has more than 64 program headers"));
     }
     let len = usize::from(header.e_phnum) * size_of::<Elf64_Phdr>();
-    check_end(image, header.e_phoff, len as u64)?;
+    image.has(header.e_phoff.saturating_add(len as u64))?;
     let mut table = vec![0; len];
     image.read_at(header.e_phoff, &mut table)?;
     Ok((0..len).step_by(size_of::<Elf64_Phdr>()).map(|offset| read(&table, offset)).collect())
-}
-
-/// Refuses what reaches past the file's end.
-fn check_end(image: &Image, offset: u64, len: u64) -> Result<()> {
-    let need = offset.saturating_add(len);
-    if need > image.len() {
-        return Err(Error::Truncated { name: image.name().to_owned(), need, have: image.len() });
-    }
-    Ok(())
 }
 
 /// The RAM a segment takes.
@@ -127,7 +122,7 @@ fn check_segment(image: &Image, segment: &Elf64_Phdr, ram_end: u64) -> Result<Ra
         let what = "a segment of it is larger in the file than in memory";
         return Err(Error::Damaged { name: image.name().to_owned(), what });
     }
-    check_end(image, segment.p_offset, segment.p_filesz)?;
+    image.has(segment.p_offset.saturating_add(segment.p_filesz))?;
     let end = segment.p_paddr.saturating_add(segment.p_memsz);
     fits(image, segment.p_paddr, end, ram_end)?;
     Ok(segment.p_paddr..end)
@@ -136,12 +131,16 @@ fn check_segment(image: &Image, segment: &Elf64_Phdr, ram_end: u64) -> Result<Ra
 /// The PVH entry where there is one, or Linux's 64-bit entry.
 fn protocol(image: &Image, header: &Elf64_Ehdr, segments: &[Elf64_Phdr]) -> Result<Protocol> {
     for notes in segments.iter().filter(|segment| segment.p_type == PT_NOTE) {
-        check_end(image, notes.p_offset, notes.p_filesz)?;
+        image.has(notes.p_offset.saturating_add(notes.p_filesz))?;
         let mut bytes = vec![0; notes.p_filesz.min(MAX_NOTES) as usize];
         let count = image.read_at(notes.p_offset, &mut bytes)?;
         if let Some(entry) = pvh_entry(&bytes[..count]) {
             return Ok(Protocol::Pvh { entry });
         }
+    }
+    // Position-independent, and nothing says that it runs where it is linked.
+    if header.e_type == ET_DYN {
+        return Err(not_a_kernel(image, "an ELF library or program"));
     }
     // A program, too, can be of type EXEC; that one of its segments is in the kernel's half tells a kernel.
     let kernel = |segment: &Elf64_Phdr| segment.p_type == PT_LOAD && segment.p_vaddr >= KERNEL_HALF;

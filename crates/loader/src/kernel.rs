@@ -51,6 +51,9 @@ pub fn load(image: &mut Image, memory: &Memory, ram_end: u64) -> Result<Kernel> 
     } else if elf::is(start) {
         elf::load(image, start, memory, ram_end)
     } else {
+        if bzimage::is_cut(start) {
+            image.has(bzimage::HEADER_END as u64)?;
+        }
         Err(not_a_kernel(image.name(), start))
     }
 }

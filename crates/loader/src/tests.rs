@@ -19,9 +19,8 @@ fn memory(len: u64) -> Memory {
     Memory::from_ranges(&[(GuestAddress(0), len as usize)]).unwrap()
 }
 
-/// Kept to the end of the test process, as bytes of a program are.
 fn image(name: &str, bytes: &[u8]) -> Image {
-    Image::bytes(name, bytes.to_vec().leak())
+    Image::bytes(name, bytes.to_vec())
 }
 
 fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
@@ -206,6 +205,13 @@ fn a_pvh_kernel_gets_start_info() {
     assert_eq!(word::<u32>(&memory, map + 3 * 24 + 16), 1);
 }
 
+#[test]
+fn a_position_independent_pvh_kernel_runs_where_it_is_linked() {
+    let kernel = changed(elf(Some(LOAD as u32 + 0x40)), 16, &[3]);
+    let entry = load(&kernel, None, "", &memory(32 * MIB)).unwrap();
+    assert_eq!(entry, Entry::Protected { eip: LOAD as u32 + 0x40 });
+}
+
 /// A kernel with bytes changed.
 fn changed(mut file: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     put(&mut file, at, bytes);
@@ -237,7 +243,13 @@ fn what_is_wrong_with_a_kernel_is_said() {
             matches!(error, Error::Truncated { have: 5000, .. })
         }),
         ("cut in its header", bzimage()[..0x210].to_vec(), |error| {
-            matches!(error, Error::Unsupported { .. })
+            matches!(error, Error::Truncated { need: 0x23c, have: 0x210, .. })
+        }),
+        ("cut in its header's end", bzimage()[..0x250].to_vec(), |error| {
+            matches!(error, Error::Truncated { have: 0x250, .. })
+        }),
+        ("cut before its header", changed(bzimage(), 0, b"MZ")[..0x205].to_vec(), |error| {
+            matches!(error, Error::Truncated { have: 0x205, .. })
         }),
         ("no code", changed(bzimage(), 0x1f4, &[0x20, 0]), |error| {
             matches!(error, Error::Damaged { .. })
@@ -261,7 +273,16 @@ fn what_is_wrong_with_a_kernel_is_said() {
             matches!(error, Error::Truncated { need: 0x2000, have: 0x1800, .. })
         }),
         ("cut ELF header", elf(None)[..30].to_vec(), |error| {
-            matches!(error, Error::Damaged { .. })
+            matches!(error, Error::Truncated { need: 64, have: 30, .. })
+        }),
+        ("ELF magic", elf(None)[..4].to_vec(), |error| {
+            matches!(error, Error::Truncated { need: 64, have: 4, .. })
+        }),
+        ("ELF class", changed(elf(None), 4, &[3]), |error| {
+            matches!(error, Error::NotAKernel { looks: "an ELF file of an unknown class", .. })
+        }),
+        ("library", changed(elf(None), 16, &[3]), |error| {
+            matches!(error, Error::NotAKernel { looks: "an ELF library or program", .. })
         }),
         ("headers", changed(elf(None), 56, &[65]), |error| matches!(error, Error::Damaged { .. })),
         ("entry", changed(elf(None), 24, &[0; 8]), |error| matches!(error, Error::Damaged { .. })),
@@ -351,7 +372,6 @@ fn files_are_read_and_what_is_no_file_is_refused() {
 
 /// Loads what may be anything, into RAM whose other bytes are seen to stay as they are.
 fn survives(kernel: &[u8]) -> std::result::Result<(), TestCaseError> {
-    // As long as the test process, and small: there are many.
     let kernel = image("hostile", kernel);
     let memory = memory(26 * MIB);
     let guards = [0x100_u64, 0x3_0000, 0xa_0000, 0xd_fff8];
