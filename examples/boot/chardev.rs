@@ -112,8 +112,8 @@ pub struct Chardev {
 pub enum Input {
     /// A stream that is there from the start.
     Stream(File),
-    /// A socket at which one client after another connects.
-    Listener { listener: UnixListener, path: SocketPath },
+    /// A socket at which one client after another connects, the first perhaps already.
+    Listener { listener: UnixListener, path: SocketPath, first: Option<File> },
 }
 
 /// A socket's name in the file system, removed when the program ends.
@@ -247,18 +247,19 @@ pub fn open(kind: &Kind, label: &str, control: &Arc<Control>) -> Result<Chardev,
         Kind::Unix { path, server: true, wait } => {
             let listener =
                 listen(path).map_err(failed(format!("cannot listen at {}", path.display())))?;
-            let opened = device(None, None);
-            let path_guard = SocketPath(path.clone());
+            let path = SocketPath(path.clone());
+            let failed = || failed(format!("cannot wait at {}", path.0.display()));
+            let mut first = None;
             if *wait {
                 log::say(&format!(
                     "waiting for a connection at {} (label {label})",
-                    path.display()
+                    path.0.display()
                 ));
-                wait_for_client(&listener)
-                    .map_err(failed(format!("cannot wait at {}", path.display())))?;
+                first = wait_for_client(&listener).map_err(failed())?;
             }
-            listener.set_nonblocking(true).map_err(failed(path.display().to_string()))?;
-            Ok(Chardev { input: Some(Input::Listener { listener, path: path_guard }), ..opened })
+            listener.set_nonblocking(true).map_err(failed())?;
+            let output = first.as_ref().map(File::try_clone).transpose().map_err(failed())?;
+            Ok(device(output, Some(Input::Listener { listener, path, first })))
         }
     }
 }
@@ -277,13 +278,18 @@ fn listen(path: &PathBuf) -> io::Result<UnixListener> {
 }
 
 /// Waits until a client is there, or a signal to end the program is: it stays pending, and ends the machine once that is built.
-fn wait_for_client(listener: &UnixListener) -> io::Result<()> {
+fn wait_for_client(listener: &UnixListener) -> io::Result<Option<File>> {
     let mut mask = SigSet::empty();
     ENDING.into_iter().for_each(|signal| mask.add(signal));
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-    let fds = [listener.as_fd(), signals.as_fd()];
-    poll(&mut fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)), PollTimeout::NONE)?;
-    Ok(())
+    let mut waiting =
+        [listener.as_fd(), signals.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    poll(&mut waiting, PollTimeout::NONE)?;
+    if waiting[1].any() == Some(true) {
+        return Ok(None);
+    }
+    let (client, _) = listener.accept()?;
+    Ok(Some(OwnedFd::from(client).into()))
 }
 
 fn open_pty() -> io::Result<(File, String)> {

@@ -69,8 +69,8 @@ impl IoThread {
         });
         let (stream, listener) = match input {
             Input::Stream(file) => (Some(file), None),
-            Input::Listener { listener, path } => {
-                (None, Some((File::from(OwnedFd::from(listener)), path)))
+            Input::Listener { listener, path, first } => {
+                (first, Some((File::from(OwnedFd::from(listener)), path)))
             }
         };
         self.events.add_subscriber(Box::new(SerialInput {
