@@ -399,7 +399,7 @@ pub fn manual() -> String {
         }
         let names: Vec<_> = entry.names.iter().map(|name| format!("-{name}")).collect();
         text.push_str(
-            &format!("  {} {}", names.join(", "), entry.argument.unwrap_or("")).trim_end(),
+            format!("  {} {}", names.join(", "), entry.argument.unwrap_or("")).trim_end(),
         );
         text.push('\n');
         text.push_str(&words::wrap(entry.text, 10, 92));
