@@ -186,6 +186,11 @@ impl KvmVm {
         self.0.dirty_bitmap(known)
     }
 
+    /// Pages found in rings belong to what the slot was, not to what it will be.
+    fn forget_found(&self, slot: u32) {
+        lock(&self.0.vcpus).found.remove(&slot);
+    }
+
     fn set_slot(&self, slot: &MemorySlot) -> crate::Result<()> {
         let mut flags = 0;
         if slot.read_only {
@@ -273,6 +278,7 @@ impl Vm for KvmVm {
             }
             return Err(error.into());
         }
+        self.forget_found(slot.index);
         slots.insert(slot.index, slot);
         Ok(())
     }
@@ -281,6 +287,7 @@ impl Vm for KvmVm {
         let mut slots = lock(&self.0.slots);
         let old = slots.get(&slot).ok_or_else(|| no_slot(slot))?;
         self.0.set_region(old, 0, 0)?;
+        self.forget_found(slot);
         slots.remove(&slot);
         Ok(())
     }
