@@ -4,11 +4,13 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use common::{CODE, Guest};
-use keel_hypervisor::{Error, Exit, Interrupts, Vm};
+use keel_hypervisor::{Error, Exit, Interrupts, MemorySlot, Vm};
 use keel_kvm::{DirtyTracking, VmConfig};
-use keel_memory::{DirtyTracker, PageSet};
+use keel_memory::{DirtyTracker, PageSet, Region};
+use vm_memory::GuestAddress;
 
 /// Where the guest finds the segments to write to.
 const LIST: u64 = 0x3000;
@@ -148,4 +150,29 @@ fn a_slot_that_is_not_logged_or_not_there_says_so() {
     let error = guest.vm.collect_dirty(3, &mut PageSet::new()).unwrap_err();
     assert_eq!(error.to_string(), "there is no memory slot 3");
     guest.vm.set_dirty_log(3, true).unwrap_err();
+}
+
+#[test]
+fn a_ring_keeps_pages_of_slots_that_were_not_asked_for_and_forgets_those_of_slots_that_are_gone() {
+    let mut guest = guest(DirtyTracking::Ring { entries: 1024 }, true);
+    let region = |at| Arc::new(Region::from_range(GuestAddress(at), 0x4000, None).unwrap());
+    let slot = |region| MemorySlot { index: 1, region, read_only: false, log_dirty: true };
+    guest.vm.map(slot(region(0xd0000))).unwrap();
+    write_pages(&mut guest, [0x20, 0xd1]);
+    assert_eq!(collect(&guest), [0x20].into());
+    let mut second = PageSet::new();
+    guest.vm.collect_dirty(1, &mut second).unwrap();
+    assert_eq!(second.iter().collect::<Vec<_>>(), [0xd1]);
+
+    for gone in [false, true] {
+        write_pages(&mut guest, [0x21, 0xd2]);
+        assert_eq!(collect(&guest), [0x21].into());
+        if gone {
+            guest.vm.unmap(1).unwrap();
+        }
+        guest.vm.map(slot(region(0xd0000))).unwrap();
+        let mut second = PageSet::new();
+        guest.vm.collect_dirty(1, &mut second).unwrap();
+        assert!(second.is_empty());
+    }
 }

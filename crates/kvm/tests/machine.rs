@@ -1,4 +1,4 @@
-//! What else a VM and its vCPUs have: the clock, statistics, translation, signal masks, many vCPUs, and several at once.
+//! What else a VM and its vCPUs have: the clock, statistics, translation, breakpoints, signal masks, and many vCPUs.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
@@ -9,33 +9,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{CODE, Guest, PATIENCE, RAM, USER, Watchdog};
-use keel_guests::ports;
-use keel_hypervisor::state::{Activity, CpuState};
-use keel_hypervisor::{Bus, Exit, Interrupts, Kick, MemorySlot, Vcpu, Vm, Width};
+use keel_hypervisor::state::Activity;
+use keel_hypervisor::{Exit, Interrupts, MemorySlot, Vcpu, Vm};
 use keel_kvm::{Kvm, VmConfig};
-use keel_memory::{GuestRam, Memory, RamConfig};
+use keel_memory::{GuestRam, RamConfig};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 const SPIN: [u8; 4] = [0xf3, 0x90, 0xeb, 0xfc]; // pause; jmp to pause
-
-/// Maps the first GiB to itself in pages of 2 MiB, with tables in three pages from here on.
-fn write_page_tables(memory: &Memory, at: u64) {
-    let entry = |table: u64, index: u64, value: u64| {
-        memory.write_obj(value, GuestAddress(at + table * 0x1000 + 8 * index)).unwrap();
-    };
-    entry(0, 0, (at + 0x1000) | 3);
-    entry(1, 0, (at + 0x2000) | 3);
-    (0..512).for_each(|page| entry(2, page, page << 21 | 0x83));
-}
-
-fn long_mode(state: &mut CpuState, tables: u64) {
-    common::set_flat(state, true);
-    state.control.cr3 = tables;
-    state.control.cr4 = 0x20;
-    state.control.efer = 0x500;
-    state.control.cr0 |= 1 << 31;
-}
 
 #[test]
 fn the_clock_is_set_and_goes_on() {
@@ -83,10 +64,10 @@ fn linear_addresses_are_translated() {
     let translate =
         |guest: &mut Guest, at| guest.vcpu.settle(&mut guest.bus).unwrap().translate(at).unwrap();
     assert_eq!(translate(&mut guest, 0x1234), Some(0x1234), "without paging");
-    write_page_tables(guest.ram.memory(), 0x20000);
+    common::write_page_tables(guest.ram.memory(), 0x20000);
     let entry = 0x22000 + 8 * 3;
     guest.write(entry, &(0x0020_0000_u64 | 0x83).to_le_bytes()); // 6 MiB leads to 2 MiB
-    guest.change(|state| long_mode(state, 0x20000));
+    guest.change(|state| common::long_mode(state, 0x20000));
     assert_eq!(translate(&mut guest, 0x1234), Some(0x1234));
     assert_eq!(translate(&mut guest, 0x61_2345), Some(0x21_2345));
     assert_eq!(translate(&mut guest, 0x4000_0000), None, "not mapped");
@@ -179,76 +160,5 @@ fn there_can_be_255_vcpus() {
         let error = vm.create_vcpu(7).err().unwrap();
         assert_eq!(error.to_string(), "KVM_CREATE_VCPU on vCPU 7 failed");
         assert!(took < Duration::from_secs(20), "{took:?}");
-    }
-}
-
-/// The test device of the hand-made guests, as far as `smp_ipi` needs it; its verdict stops all vCPUs.
-struct Judge {
-    verdict: Arc<std::sync::Mutex<Option<u32>>>,
-    kicks: Vec<Arc<dyn Kick>>,
-}
-
-impl Bus for Judge {
-    fn pio_read(&mut self, _port: u16, width: Width) -> u32 {
-        width.mask() as u32
-    }
-    fn pio_write(&mut self, port: u16, _width: Width, value: u32) {
-        if port == ports::VERDICT {
-            *self.verdict.lock().unwrap() = Some(value);
-            self.kicks.iter().for_each(|kick| kick.kick());
-        }
-    }
-    fn mmio_read(&mut self, _gpa: u64, width: Width) -> u64 {
-        width.mask()
-    }
-    fn mmio_write(&mut self, _gpa: u64, _width: Width, _value: u64) {}
-    fn end_of_interrupt(&mut self, _vector: u8) {}
-}
-
-#[test]
-fn a_second_cpu_is_started_and_no_interrupt_between_the_two_is_lost() {
-    const LOAD: u64 = 0x10_0000;
-    const TABLES: u64 = 0x2_0000;
-    let kvm = Kvm::open().unwrap();
-    for interrupts in [Interrupts::Kernel, Interrupts::Split] {
-        let vm = kvm.create_vm(VmConfig { interrupts, ..USER }).unwrap();
-        let ram = GuestRam::new(&RamConfig::new(4 << 20)).unwrap();
-        vm.map(MemorySlot {
-            index: 0,
-            region: ram.regions()[0].clone(),
-            read_only: false,
-            log_dirty: false,
-        })
-        .unwrap();
-        let guest = keel_guests::find("smp_ipi").unwrap();
-        ram.memory().write_slice(guest.payload(), GuestAddress(LOAD)).unwrap();
-        write_page_tables(ram.memory(), TABLES);
-
-        let mut vcpus: Vec<Box<dyn Vcpu>> = (0..2).map(|id| vm.create_vcpu(id).unwrap()).collect();
-        let kicks: Vec<_> = vcpus.iter().map(|vcpu| vcpu.kicker()).collect();
-        let watchdogs: Vec<_> =
-            vcpus.iter().map(|vcpu| Watchdog::new(vcpu.kicker(), PATIENCE)).collect();
-        let verdict = Arc::new(std::sync::Mutex::new(None));
-        for vcpu in &mut vcpus {
-            vcpu.set_cpuid(&kvm.supported_cpuid().unwrap()).unwrap();
-        }
-        let mut settled =
-            vcpus[0].settle(&mut common::Recorder::default()).map_err(|_| ()).unwrap();
-        let mut state = settled.save().unwrap();
-        long_mode(&mut state, TABLES);
-        state.registers.rip = LOAD + keel_guests::ENTRY as u64;
-        state.registers.rsi = 0; // no command line: 1000 rounds
-        state.registers.rflags = 2;
-        settled.load(&state).unwrap();
-        let begin = Instant::now();
-        thread::scope(|scope| {
-            for mut vcpu in vcpus {
-                let mut bus = Judge { verdict: verdict.clone(), kicks: kicks.clone() };
-                scope.spawn(move || assert_eq!(vcpu.run(&mut bus).unwrap(), Exit::Kicked));
-            }
-        });
-        watchdogs.iter().for_each(Watchdog::check);
-        assert_eq!(*verdict.lock().unwrap(), Some(keel_guests::VERDICT_GOOD), "{interrupts:?}");
-        println!("smp_ipi_{interrupts:?} {} us/round", begin.elapsed().as_micros() / 1000);
     }
 }

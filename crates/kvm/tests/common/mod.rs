@@ -12,7 +12,7 @@ use std::time::Duration;
 use keel_hypervisor::state::Segment;
 use keel_hypervisor::{Bus, CpuState, Exit, Interrupts, Kick, MemorySlot, Vcpu, Vm, Width};
 use keel_kvm::{Kvm, KvmVm, VmConfig};
-use keel_memory::{GuestRam, RamConfig};
+use keel_memory::{GuestRam, Memory, RamConfig};
 use vm_memory::{Bytes, GuestAddress};
 
 /// One access.
@@ -109,7 +109,7 @@ pub const CODE: u64 = 0x1000;
 /// RAM ends here; what lies above reaches the bus.
 pub const RAM: u64 = 0xc0000;
 /// How long a guest of these tests can take, on a busy machine that emulates each of its instructions.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Interrupt controllers in user space: `HLT` comes out.
 pub const USER: VmConfig =
@@ -233,4 +233,23 @@ pub fn set_flat(state: &mut CpuState, long: bool) {
         Segment { limit: 0x67, selector: 0x20, kind: 11, present: true, ..Segment::default() };
     state.segments.ldt = Segment { unusable: true, ..Segment::default() };
     state.control.cr0 = 0x11;
+}
+
+/// Maps the first GiB to itself in pages of 2 MiB, with tables in three pages from here on.
+pub fn write_page_tables(memory: &Memory, at: u64) {
+    let entry = |table: u64, index: u64, value: u64| {
+        memory.write_obj(value, GuestAddress(at + table * 0x1000 + 8 * index)).unwrap();
+    };
+    entry(0, 0, (at + 0x1000) | 3);
+    entry(1, 0, (at + 0x2000) | 3);
+    (0..512).for_each(|page| entry(2, page, page << 21 | 0x83));
+}
+
+/// 64-bit mode with these page tables.
+pub fn long_mode(state: &mut CpuState, tables: u64) {
+    set_flat(state, true);
+    state.control.cr3 = tables;
+    state.control.cr4 = 0x20;
+    state.control.efer = 0x500;
+    state.control.cr0 |= 1 << 31;
 }
