@@ -243,7 +243,7 @@ fn what_is_wrong_with_a_kernel_is_said() {
             matches!(error, Error::Truncated { have: 5000, .. })
         }),
         ("cut in its header", bzimage()[..0x210].to_vec(), |error| {
-            matches!(error, Error::Truncated { need: 0x23c, have: 0x210, .. })
+            matches!(error, Error::Truncated { need: 0x268, have: 0x210, .. })
         }),
         ("cut in its header's end", bzimage()[..0x250].to_vec(), |error| {
             matches!(error, Error::Truncated { have: 0x250, .. })
