@@ -1,5 +1,7 @@
 //! What `boot` makes of its command line: every mistake is named, and status 1.
 
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
 mod common;
 
 use common::{Files, boot, need_kvm};

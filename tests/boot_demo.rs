@@ -1,5 +1,7 @@
 //! The built-in guest, on each kind of machine, and the exit report.
 
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
 mod common;
 
 use common::{Ended, Files, boot, need_kvm};

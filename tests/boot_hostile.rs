@@ -1,5 +1,7 @@
 //! A guest that does what no driver would: `boot` neither panics nor hangs nor grows.
 
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
 mod common;
 
 use std::fs;
@@ -63,11 +65,11 @@ fn it_comes_to_its_end() {
     let files = Files::new();
     let verdict = files.path("verdict");
     let mut random = Random::seeded();
-    for _ in 0..10 {
+    for _ in 0..5 {
         let seed = random.below(u64::MAX >> 1);
         let mut running = boot("-m 16 -device isa-debug-exit -serial null")
             .with("-kernel", files.guest("hostile"))
-            .with("-append", format!("seed={seed} count=3000"))
+            .with("-append", format!("seed={seed} count=2000"))
             .with("-chardev", format!("file,id=v,path={}", verdict.display()))
             .with("-device", "isa-debugcon,iobase=0x5e8,chardev=v")
             .start();

@@ -1,5 +1,7 @@
 //! Save, kill, restore in a new process: the guest goes on where it was, and damaged files are refused.
 
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
 mod common;
 
 use std::fs;
@@ -218,10 +220,10 @@ fn change(value: &mut serde_json::Value, seen: &mut u64, wanted: u64, random: u6
         *value = match value {
             Value::Number(_) => numbers[(random % 6) as usize].into(),
             Value::Bool(is) => Value::Bool(!*is),
-            Value::Array(all) if random % 3 > 0 => {
+            Value::Array(all) if !random.is_multiple_of(3) => {
                 if random % 3 == 1 { all.pop() } else { all.first().cloned() }.into_iter().collect()
             }
-            Value::String(_) if random % 2 == 0 => Value::String("\u{0}".repeat(70_000)),
+            Value::String(_) if random.is_multiple_of(2) => Value::String("\u{0}".repeat(70_000)),
             _ => Value::Null,
         };
         return;
@@ -336,6 +338,7 @@ fn a_full_disk_loses_nothing() {
         .is_ok_and(|output| output.status.success());
     if !mounted {
         // Only who may mount a small disk can fill it. Elsewhere the same path of the code is tried by `a_failed_save_loses_nothing`.
+        assert!(std::env::var_os("CI").is_none(), "in CI it must be possible to mount a tmpfs");
         println!("not tried: no small file system could be mounted");
         return;
     }

@@ -1,5 +1,7 @@
 //! `boot` on a terminal: keys, signals, and the mode it leaves behind.
 
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
 mod common;
 
 use std::time::{Duration, Instant};

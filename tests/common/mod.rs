@@ -24,7 +24,7 @@ use tempfile::TempDir;
 /// How long anything may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The program under test, which cargo has built beside the tests.
+/// The program under test. `cargo test` builds it beside the tests; `cargo test --test NAME` does not.
 pub fn program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let built = test.parent().and_then(Path::parent).unwrap().join("examples/boot");
