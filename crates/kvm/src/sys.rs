@@ -3,17 +3,21 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{NonNull, addr_of, addr_of_mut};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
+use keel_hypervisor::Width;
 use kvm_bindings::{
-    KVM_DIRTY_LOG_PAGE_OFFSET, KVMIO, kvm_clear_dirty_log, kvm_dirty_gfn, kvm_dirty_log,
-    kvm_interrupt, kvm_run, kvm_signal_mask,
+    KVM_DIRTY_LOG_PAGE_OFFSET, KVM_EXIT_IO_IN, KVM_PIO_PAGE_OFFSET, KVMIO, kvm_clear_dirty_log,
+    kvm_debug_exit_arch, kvm_dirty_gfn, kvm_dirty_log, kvm_interrupt, kvm_run,
+    kvm_run__bindgen_ty_1__bindgen_ty_6, kvm_signal_mask,
 };
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
+ioctl_io_nr!(KVM_RUN, KVMIO, 0x80);
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
@@ -126,17 +130,53 @@ impl Drop for Mapping {
     }
 }
 
-/// A second mapping of a vCPU's `kvm_run`, for what other threads do to it and for what `kvm-ioctls` does not show.
+/// A port access to be done: `kvm_run.io`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PortAccess {
+    pub(crate) port: u16,
+    /// `IN`: its units are to be set.
+    pub(crate) read: bool,
+    pub(crate) width: Width,
+    /// More than one if the instruction is a repeated string instruction.
+    pub(crate) units: u32,
+    /// Offset of the data in the mapping.
+    data: usize,
+}
+
+/// A load or store to be done: `kvm_run.mmio`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MemoryAccess {
+    pub(crate) gpa: u64,
+    pub(crate) write: bool,
+    /// Bytes, 1 to 8.
+    pub(crate) len: u64,
+    /// What is to be stored, from the lowest byte on; what is above `len` bytes means nothing.
+    pub(crate) value: u64,
+}
+
+/// Our own mapping of a vCPU's `kvm_run` and of the page behind it, which has the data of port accesses.
 ///
-/// Owned apart from the vCPU, so that a kick can not reach an unmapped page however late it comes.
+/// Owned apart from the vCPU, so that a kick can not reach an unmapped page however late it comes. Exits are read from here and not
+/// through `VcpuFd::run`: they find the processor's caches cold, so that each line and page touched on the way counts.
 #[derive(Debug)]
 pub(crate) struct RunPage(Mapping);
 
+/// Pages are of this size on x86.
+const PAGE_SIZE: usize = 4096;
+const RUN_SIZE: usize = (KVM_PIO_PAGE_OFFSET as usize + 1) * PAGE_SIZE;
+
+/// The bytes of a load or store can be reached as one word.
+const _: () = assert!(
+    (offset_of!(kvm_run, __bindgen_anon_1) + offset_of!(kvm_run__bindgen_ty_1__bindgen_ty_6, data))
+        .is_multiple_of(8)
+);
+
 impl RunPage {
     pub(crate) fn new(vcpu: &impl AsRawFd) -> io::Result<Self> {
-        Mapping::new(vcpu, 0, std::mem::size_of::<kvm_run>()).map(RunPage)
+        Mapping::new(vcpu, 0, RUN_SIZE).map(RunPage)
     }
 
+    #[inline]
     fn run(&self) -> *mut kvm_run {
         self.0.start.as_ptr().cast()
     }
@@ -147,22 +187,147 @@ impl RunPage {
         unsafe { AtomicU8::from_ptr(addr_of_mut!((*self.run()).immediate_exit)) }
     }
 
-    /// The size in bytes of one unit of the port access that caused the last exit.
+    /// Runs the vCPU, whose page this must be, until it stops.
     #[inline]
-    pub(crate) fn io_size(&self) -> u8 {
-        // SAFETY: inside the mapping; any bit pattern is a `u8`. Volatile, for the kernel changes it.
-        unsafe { addr_of!((*self.run()).__bindgen_anon_1.io.size).read_volatile() }
+    pub(crate) fn enter(&self, vcpu: &impl AsRawFd) -> io::Result<()> {
+        // SAFETY: what changes is the guest's memory and this page, which nothing borrows. The argument must be zero.
+        match unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_RUN(), 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Why the vCPU stopped: `KVM_EXIT_…`.
+    #[inline]
+    pub(crate) fn exit_reason(&self) -> u32 {
+        // SAFETY: inside the mapping; any bit pattern is a `u32`. Volatile, for the kernel changes it.
+        unsafe { addr_of!((*self.run()).exit_reason).read_volatile() }
+    }
+
+    /// The port access that caused the last exit; nothing if the kernel gives a size that does not exist or data outside the mapping.
+    #[inline]
+    pub(crate) fn port_access(&self) -> Option<PortAccess> {
+        // SAFETY: as above.
+        let io = unsafe { addr_of!((*self.run()).__bindgen_anon_1.io).read_volatile() };
+        let width = match io.size {
+            1 => Width::Byte,
+            2 => Width::Word,
+            4 => Width::Dword,
+            _ => return None,
+        };
+        let end = io.data_offset.checked_add(u64::from(io.count) * u64::from(io.size))?;
+        (end <= RUN_SIZE as u64).then_some(PortAccess {
+            port: io.port,
+            read: u32::from(io.direction) == KVM_EXIT_IO_IN,
+            width,
+            units: io.count,
+            data: io.data_offset as usize,
+        })
+    }
+
+    fn unit(&self, access: &PortAccess, index: u32) -> *mut u8 {
+        assert!(index < access.units);
+        // SAFETY: `port_access` has seen to it that all units are in the mapping, and it is never changed.
+        unsafe {
+            self.0.start.as_ptr().add(access.data + index as usize * access.width.bytes() as usize)
+        }
+    }
+
+    /// A unit of what is written to a port, zero-extended.
+    #[inline]
+    pub(crate) fn port_data(&self, access: &PortAccess, index: u32) -> u32 {
+        let unit = self.unit(access, index);
+        // SAFETY: as many bytes as the width has are at `unit`, maybe unaligned.
+        unsafe {
+            match access.width {
+                Width::Byte => unit.read().into(),
+                Width::Word => unit.cast::<u16>().read_unaligned().into(),
+                _ => unit.cast::<u32>().read_unaligned(),
+            }
+        }
+    }
+
+    /// Answers a unit of a read from a port; bits above the width are ignored.
+    #[inline]
+    pub(crate) fn set_port_data(&self, access: &PortAccess, index: u32, value: u32) {
+        let unit = self.unit(access, index);
+        // SAFETY: as above.
+        unsafe {
+            match access.width {
+                Width::Byte => unit.write(value as u8),
+                Width::Word => unit.cast::<u16>().write_unaligned(value as u16),
+                _ => unit.cast::<u32>().write_unaligned(value),
+            }
+        }
+    }
+
+    /// The load or store that caused the last exit.
+    #[inline]
+    pub(crate) fn memory_access(&self) -> MemoryAccess {
+        // SAFETY: as for `exit_reason`. The data lies at a multiple of 8, as the assertion below has it.
+        unsafe {
+            let mmio = addr_of!((*self.run()).__bindgen_anon_1.mmio);
+            MemoryAccess {
+                gpa: addr_of!((*mmio).phys_addr).read_volatile(),
+                write: addr_of!((*mmio).is_write).read_volatile() != 0,
+                len: addr_of!((*mmio).len).read_volatile().into(),
+                value: u64::from_le(addr_of!((*mmio).data).cast::<u64>().read_volatile()),
+            }
+        }
+    }
+
+    /// Answers a load; bits above its length are ignored.
+    #[inline]
+    pub(crate) fn set_memory_data(&self, value: u64) {
+        // SAFETY: inside the mapping, and aligned as in `memory_access`; the kernel reads it on entry only.
+        unsafe {
+            let data = addr_of_mut!((*self.run()).__bindgen_anon_1.mmio.data);
+            data.cast::<u64>().write_volatile(value.to_le());
+        }
+    }
+
+    /// Where and why guest code that is debugged stopped.
+    pub(crate) fn debug(&self) -> kvm_debug_exit_arch {
+        // SAFETY: as for `exit_reason`.
+        unsafe { addr_of!((*self.run()).__bindgen_anon_1.debug.arch).read_volatile() }
+    }
+
+    /// The kind of the system event.
+    pub(crate) fn system_event(&self) -> u32 {
+        // SAFETY: as for `exit_reason`.
+        unsafe { addr_of!((*self.run()).__bindgen_anon_1.system_event.type_).read_volatile() }
+    }
+
+    /// Why the hardware did not enter the guest, and on which CPU of the host.
+    pub(crate) fn failed_entry(&self) -> (u64, u32) {
+        // SAFETY: as for `exit_reason`.
+        let failed = unsafe { addr_of!((*self.run()).__bindgen_anon_1.fail_entry).read_volatile() };
+        (failed.hardware_entry_failure_reason, failed.cpu)
+    }
+
+    /// The guest memory that the host could not provide: address and size.
+    pub(crate) fn memory_fault(&self) -> (u64, u64) {
+        // SAFETY: as for `exit_reason`.
+        let fault =
+            unsafe { addr_of!((*self.run()).__bindgen_anon_1.memory_fault).read_volatile() };
+        (fault.gpa, fault.size)
+    }
+
+    /// The vector whose interrupt has ended.
+    pub(crate) fn ended_vector(&self) -> u8 {
+        // SAFETY: as for `exit_reason`.
+        unsafe { addr_of!((*self.run()).__bindgen_anon_1.eoi.vector).read_volatile() }
     }
 
     /// The suberror of the internal error that caused the last exit.
     pub(crate) fn internal_suberror(&self) -> u32 {
-        // SAFETY: as above, for a `u32`.
+        // SAFETY: as for `exit_reason`.
         unsafe { addr_of!((*self.run()).__bindgen_anon_1.internal.suberror).read_volatile() }
     }
 
     /// The hardware's own reason of an exit the kernel did not know (`KVM_EXIT_UNKNOWN`).
     pub(crate) fn hardware_exit_reason(&self) -> u64 {
-        // SAFETY: as above, for a `u64`.
+        // SAFETY: as for `exit_reason`.
         unsafe { addr_of!((*self.run()).__bindgen_anon_1.hw.hardware_exit_reason).read_volatile() }
     }
 
@@ -174,13 +339,13 @@ impl RunPage {
 
     /// Whether that is asked for.
     pub(crate) fn interrupt_window_requested(&self) -> bool {
-        // SAFETY: as for `io_size`.
+        // SAFETY: as for `exit_reason`.
         unsafe { addr_of!((*self.run()).request_interrupt_window).read_volatile() != 0 }
     }
 
     /// Whether an interrupt could be injected when the vCPU last stopped.
     pub(crate) fn ready_for_interrupt(&self) -> bool {
-        // SAFETY: as for `io_size`.
+        // SAFETY: as for `exit_reason`.
         unsafe {
             addr_of!((*self.run()).ready_for_interrupt_injection).read_volatile() != 0
                 && addr_of!((*self.run()).if_flag).read_volatile() != 0

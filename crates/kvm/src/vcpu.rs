@@ -8,13 +8,18 @@ use keel_hypervisor::{
     Vcpu, Width, units,
 };
 use kvm_bindings::{
-    KVM_EXIT_DIRTY_RING_FULL, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP,
-    KVM_GUESTDBG_USE_SW_BP, KVM_INTERNAL_ERROR_EMULATION, kvm_guest_debug, kvm_guest_debug_arch,
+    KVM_EXIT_DEBUG, KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT,
+    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IOAPIC_EOI,
+    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_UNKNOWN, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
+    KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, KVM_INTERNAL_ERROR_EMULATION,
+    kvm_debug_exit_arch, kvm_guest_debug, kvm_guest_debug_arch,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::VcpuFd;
 
 use crate::error::{Error, Tried};
 use crate::kick::Shared;
+use crate::sys::{MemoryAccess, PortAccess, RunPage};
 use crate::vm::Machine;
 use crate::{cpuid, state, sys};
 
@@ -34,10 +39,8 @@ struct Core {
     machine: Arc<Machine>,
 }
 
-/// What one `KVM_RUN` led to.
+/// What one `KVM_RUN` led to, if not to I/O.
 enum Step {
-    /// I/O was done; its end is in flight.
-    Io,
     /// Nothing to decide.
     Again,
     /// The kernel was told not to enter the guest, or a signal came.
@@ -66,127 +69,142 @@ impl KvmVcpu {
         })
     }
 
-    /// One `KVM_RUN`, and the I/O it ended with.
-    #[inline]
-    fn step(&mut self, bus: &mut dyn Bus) -> Result<Step> {
-        let Core { fd, shared, id, .. } = &mut self.core;
-        let step = match fd.run() {
-            Ok(VcpuExit::IoOut(port, data)) => {
-                match Width::from_bytes(shared.page.io_size().into()) {
-                    Some(width) => {
-                        for unit in data.chunks_exact(width.bytes() as usize) {
-                            bus.pio_write(port, width, load(unit) as u32);
-                        }
-                    }
-                    None => return Err(bad_size(*id, shared)),
+    /// One `KVM_RUN`, and the I/O it ended with. Returns nothing if there was I/O, whose end now is in flight.
+    #[inline(always)]
+    fn step(&mut self, bus: &mut dyn Bus) -> Option<Result<Step>> {
+        let page = &self.core.shared.page;
+        let entered = page.enter(&self.core.fd);
+        if entered.is_ok() {
+            // Not a `match`: what comes often is asked for first, with no jump through a table.
+            let reason = page.exit_reason();
+            if reason == KVM_EXIT_IO {
+                if let Some(access) = page.port_access() {
+                    do_port_access(page, &access, bus);
+                    self.in_flight = true;
+                    return None;
                 }
-                Step::Io
+            } else if reason == KVM_EXIT_MMIO {
+                do_memory_access(page, bus);
+                self.in_flight = true;
+                return None;
             }
-            Ok(VcpuExit::IoIn(port, data)) => {
-                match Width::from_bytes(shared.page.io_size().into()) {
-                    Some(width) => {
-                        for unit in data.chunks_exact_mut(width.bytes() as usize) {
-                            store(unit, bus.pio_read(port, width).into());
-                        }
-                    }
-                    None => return Err(bad_size(*id, shared)),
+        }
+        Some(self.other_step(entered, bus))
+    }
+
+    /// What a `KVM_RUN` led to that was not I/O.
+    #[cold]
+    fn other_step(&mut self, entered: io::Result<()>, bus: &mut dyn Bus) -> Result<Step> {
+        self.in_flight = false;
+        let page = &self.core.shared.page;
+        let reason = page.exit_reason();
+        if let Err(source) = entered {
+            return match source.raw_os_error() {
+                Some(libc::EINTR) => Ok(Step::Interrupted),
+                // An application processor that has not been started: the kernel has waited for it, and wants to be asked again.
+                Some(libc::EAGAIN) => Ok(Step::Again),
+                // The only exit that comes with an error; with any other error the reason is an old one.
+                Some(libc::EFAULT | libc::EHWPOISON) if reason == KVM_EXIT_MEMORY_FAULT => {
+                    let (gpa, size) = page.memory_fault();
+                    Ok(Step::Exit(Exit::Failed(Failure::Memory { gpa, size })))
                 }
-                Step::Io
+                _ => Err(Error::Ioctl { ioctl: "KVM_RUN", on: self.core.name(), source }.into()),
+            };
+        }
+        Ok(Step::Exit(match reason {
+            KVM_EXIT_INTR => return Ok(Step::Interrupted),
+            KVM_EXIT_IOAPIC_EOI => {
+                bus.end_of_interrupt(page.ended_vector());
+                return Ok(Step::Again);
             }
-            Ok(VcpuExit::MmioRead(gpa, data)) => {
-                match Width::from_bytes(data.len() as u64) {
-                    Some(width) => store(data, bus.mmio_read(gpa, width)),
-                    None => {
-                        for (offset, width) in units(gpa, data.len() as u64) {
-                            let unit = &mut data[offset as usize..][..width.bytes() as usize];
-                            store(unit, bus.mmio_read(gpa.wrapping_add(offset), width));
-                        }
-                    }
-                }
-                Step::Io
+            KVM_EXIT_HLT => Exit::Halted,
+            KVM_EXIT_SHUTDOWN => Exit::TripleFault,
+            KVM_EXIT_IRQ_WINDOW_OPEN => {
+                page.request_interrupt_window(false);
+                Exit::InterruptWindow
             }
-            Ok(VcpuExit::MmioWrite(gpa, data)) => {
-                match Width::from_bytes(data.len() as u64) {
-                    Some(width) => bus.mmio_write(gpa, width, load(data)),
-                    None => {
-                        for (offset, width) in units(gpa, data.len() as u64) {
-                            let unit = &data[offset as usize..][..width.bytes() as usize];
-                            bus.mmio_write(gpa.wrapping_add(offset), width, load(unit));
-                        }
-                    }
-                }
-                Step::Io
+            KVM_EXIT_DEBUG => {
+                let kvm_debug_exit_arch { pc, exception, dr6, dr7, .. } = page.debug();
+                Exit::Debug(DebugStop { pc, exception, dr6, dr7 })
             }
-            Ok(VcpuExit::Intr) => Step::Interrupted,
-            Ok(VcpuExit::IoapicEoi(vector)) => {
-                bus.end_of_interrupt(vector);
-                Step::Again
+            KVM_EXIT_DIRTY_RING_FULL => Exit::DirtyRingFull,
+            KVM_EXIT_SYSTEM_EVENT => Exit::SystemEvent(page.system_event()),
+            KVM_EXIT_FAIL_ENTRY => {
+                let (reason, cpu) = page.failed_entry();
+                Exit::Failed(Failure::Entry { reason, cpu })
             }
-            Ok(VcpuExit::Hlt) => Step::Exit(Exit::Halted),
-            Ok(VcpuExit::Shutdown) => Step::Exit(Exit::TripleFault),
-            Ok(VcpuExit::IrqWindowOpen) => {
-                shared.page.request_interrupt_window(false);
-                Step::Exit(Exit::InterruptWindow)
-            }
-            Ok(VcpuExit::Debug(debug)) => Step::Exit(Exit::Debug(DebugStop {
-                pc: debug.pc,
-                exception: debug.exception,
-                dr6: debug.dr6,
-                dr7: debug.dr7,
-            })),
-            Ok(VcpuExit::SystemEvent(kind, _)) => Step::Exit(Exit::SystemEvent(kind)),
-            Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                Step::Exit(Exit::Failed(Failure::Entry { reason, cpu }))
-            }
-            Ok(VcpuExit::MemoryFault { gpa, size, .. }) => {
-                Step::Exit(Exit::Failed(Failure::Memory { gpa, size }))
-            }
-            Ok(VcpuExit::InternalError) => {
-                Step::Exit(Exit::Failed(match shared.page.internal_suberror() {
-                    KVM_INTERNAL_ERROR_EMULATION => Failure::Emulation,
-                    code => Failure::Internal(code),
-                }))
-            }
-            Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => Step::Exit(Exit::DirtyRingFull),
-            Ok(VcpuExit::Unsupported(reason)) => Step::Exit(Exit::Failed(Failure::Unknown(reason))),
-            Ok(VcpuExit::Unknown) => Step::Exit(Exit::Failed(Failure::Unknown(
-                shared.page.hardware_exit_reason() as u32,
-            ))),
-            Ok(other) => {
+            KVM_EXIT_INTERNAL_ERROR => Exit::Failed(match page.internal_suberror() {
+                KVM_INTERNAL_ERROR_EMULATION => Failure::Emulation,
+                code => Failure::Internal(code),
+            }),
+            KVM_EXIT_UNKNOWN => Exit::Failed(Failure::Unknown(page.hardware_exit_reason() as u32)),
+            KVM_EXIT_IO => {
+                let on = self.core.name();
                 return Err(Error::Invalid(format!(
-                    "vCPU {id} stopped for {other:?}, which was never asked for"
+                    "the kernel gave {on} a port access of a size there is not"
                 ))
                 .into());
             }
-            Err(error) => match error.errno() {
-                libc::EINTR => Step::Interrupted,
-                // An application processor that has not been started: the kernel has waited for it, and wants to be asked again.
-                libc::EAGAIN => Step::Again,
-                errno => {
-                    return Err(Error::Ioctl {
-                        ioctl: "KVM_RUN",
-                        on: self.core.name(),
-                        source: io::Error::from_raw_os_error(errno),
-                    }
-                    .into());
-                }
-            },
-        };
-        self.in_flight = matches!(step, Step::Io);
-        Ok(step)
+            reason => Exit::Failed(Failure::Unknown(reason)),
+        }))
     }
 
     fn run_until_exit(&mut self, bus: &mut dyn Bus) -> Result<Exit> {
         loop {
-            match self.step(bus)? {
-                Step::Io | Step::Again => {}
-                Step::Interrupted => {
-                    self.core.shared.take_kicks();
-                    return Ok(Exit::Kicked);
-                }
-                Step::Exit(exit) => return Ok(exit),
+            match self.step(bus) {
+                None => {}
+                Some(step) => match step? {
+                    Step::Again => {}
+                    Step::Interrupted => {
+                        self.core.shared.take_kicks();
+                        return Ok(Exit::Kicked);
+                    }
+                    Step::Exit(exit) => return Ok(exit),
+                },
             }
         }
+    }
+}
+
+/// Does the access of an `IN`, an `OUT`, or a string instruction of them.
+#[inline]
+fn do_port_access(page: &RunPage, access: &PortAccess, bus: &mut dyn Bus) {
+    for unit in 0..access.units {
+        if access.read {
+            let value = bus.pio_read(access.port, access.width);
+            page.set_port_data(access, unit, value);
+        } else {
+            bus.pio_write(access.port, access.width, page.port_data(access, unit));
+        }
+    }
+}
+
+#[inline]
+fn do_memory_access(page: &RunPage, bus: &mut dyn Bus) {
+    let MemoryAccess { gpa, write, len, value } = page.memory_access();
+    match Width::from_bytes(len) {
+        Some(width) if write => bus.mmio_write(gpa, width, value & width.mask()),
+        Some(width) => page.set_memory_data(bus.mmio_read(gpa, width)),
+        None => do_odd_memory_access(page, bus),
+    }
+}
+
+/// A part of an access that crosses a page can have any length.
+#[cold]
+fn do_odd_memory_access(page: &RunPage, bus: &mut dyn Bus) {
+    let MemoryAccess { gpa, write, len, mut value } = page.memory_access();
+    // No more than there is data for.
+    for (offset, width) in units(gpa, len.min(8)) {
+        let at = gpa.wrapping_add(offset);
+        if write {
+            bus.mmio_write(at, width, value >> (8 * offset) & width.mask());
+        } else {
+            let mask = width.mask() << (8 * offset);
+            value = value & !mask | bus.mmio_read(at, width) << (8 * offset) & mask;
+        }
+    }
+    if !write {
+        page.set_memory_data(value);
     }
 }
 
@@ -210,7 +228,7 @@ impl Vcpu for KvmVcpu {
             // at the flag.
             shared.without_entering(|| {
                 while self.in_flight {
-                    self.step(bus)?;
+                    self.step(bus).transpose()?;
                 }
                 Ok::<_, keel_hypervisor::Error>(())
             })?;
@@ -302,38 +320,5 @@ impl StateAccess for Core {
     fn translate(&self, linear: u64) -> Result<Option<u64>> {
         let found = self.fd.translate_gva(linear).tried("KVM_TRANSLATE", || self.name())?;
         Ok((found.valid != 0).then_some(found.physical_address))
-    }
-}
-
-fn bad_size(id: u32, shared: &Shared) -> keel_hypervisor::Error {
-    Error::Invalid(format!(
-        "the kernel gave vCPU {id} a port access of {} bytes",
-        shared.page.io_size()
-    ))
-    .into()
-}
-
-/// The value of a unit of 1, 2, 4 or 8 bytes, zero-extended.
-#[inline]
-fn load(unit: &[u8]) -> u64 {
-    match *unit {
-        [a] => a.into(),
-        [a, b] => u16::from_le_bytes([a, b]).into(),
-        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
-        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        _ => 0,
-    }
-}
-
-/// Puts the low bytes of a value into a unit.
-#[inline]
-fn store(unit: &mut [u8], value: u64) {
-    let bytes = value.to_le_bytes();
-    match unit.len() {
-        1 => unit.copy_from_slice(&bytes[..1]),
-        2 => unit.copy_from_slice(&bytes[..2]),
-        4 => unit.copy_from_slice(&bytes[..4]),
-        8 => unit.copy_from_slice(&bytes),
-        _ => {}
     }
 }
