@@ -113,14 +113,18 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Puts the kernel and what it is told into RAM and the first CPU at its entry.
+    /// Does what firmware would: puts the kernel and what it is told into RAM, makes the CPUs' memory types alike, and puts
+    /// the first CPU at the kernel's entry.
     fn load_software(&mut self) -> Result<(), Failure> {
         let entry = self.software.load(self.ram.memory())?;
-        if let Some(first) = self.cpus.first() {
-            let mut first = cpu::lock(first);
-            let mut state = first.power_on().clone();
-            entry.apply(&mut state);
-            first.load(&state)?;
+        for (index, cpu) in self.cpus.iter().enumerate() {
+            let mut cpu = cpu::lock(cpu);
+            let mut state = cpu.power_on().clone();
+            keel_loader::set_memory_types(&mut state);
+            if index == 0 {
+                entry.apply(&mut state);
+            }
+            cpu.load(&state)?;
         }
         Ok(())
     }
@@ -130,11 +134,6 @@ impl Machine {
         // Devices first: a timer of theirs must not raise a line into a controller that has been reset already.
         self.devices.reset();
         self.vm.load(&VmState { clock_ns: None, ..self.power_on.clone() })?;
-        for cpu in &self.cpus {
-            let mut cpu = cpu::lock(cpu);
-            let state = cpu.power_on().clone();
-            cpu.load(&state)?;
-        }
         self.load_software()
     }
 
