@@ -32,7 +32,7 @@ fn attack(machine: &str, random: &mut Random) -> u64 {
     let operations = || fs::metadata(&progress).map_or(0, |file| file.len()) * 256;
     // Every page of the guest's and every device's buffer has been touched by then.
     wait_until("the guest attacks", || (operations() >= 20_000).then_some(()));
-    // All but the guest's RAM, which is anonymous and all but the VMM's own heap; it grows as the guest touches it, and this one's code does not.
+    // The guest's RAM counts too, but this guest touches no more of it.
     let before = running.process.status_kib("VmRSS");
     let begin = Instant::now();
     wait_until("the time is over", || (begin.elapsed() >= ATTACK).then_some(()));
