@@ -109,7 +109,11 @@ impl Entry {
     }
 
     /// Writes what the registers point to: descriptors and page tables.
-    pub(crate) fn write_tables(&self, memory: &Memory) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Write`].
+    pub fn write_tables(&self, memory: &Memory) -> Result<()> {
         let long = matches!(self, Entry::Long { .. });
         let write = |bytes: &[u8], what, gpa| {
             memory.write_slice(bytes, GuestAddress(gpa)).map_err(|source| Error::Write {

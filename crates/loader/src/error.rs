@@ -134,15 +134,13 @@ pub enum Error {
         more_ram_helps: bool,
     },
     /// The kernel takes no command line that long.
-    #[error(
-        "the kernel command line has {len} bytes and the kernel {name} takes at most {limit}: shorten it"
-    )]
+    #[error("the kernel command line has {len} bytes and {name} takes at most {limit}: shorten it")]
     CommandLineTooLong {
-        /// The kernel.
+        /// What takes no longer one: the kernel, or the room there is.
         name: String,
         /// Its length in bytes.
         len: usize,
-        /// The kernel's limit in bytes.
+        /// The limit in bytes.
         limit: usize,
     },
     /// A NUL would end the command line early.

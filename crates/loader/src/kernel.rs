@@ -11,6 +11,7 @@ use crate::looks::{self, not_a_kernel};
 use crate::{Error, Result, bzimage, elf};
 
 /// A kernel that has been read into guest RAM.
+#[derive(Debug)]
 pub struct Kernel {
     /// The end of the RAM it needs before it has looked at the memory map.
     pub end: u64,
@@ -23,6 +24,7 @@ pub struct Kernel {
 }
 
 /// How a kernel is entered.
+#[derive(Debug)]
 pub enum Protocol {
     /// In 64-bit mode with `boot_params` (Linux, Documentation/arch/x86/boot.rst, "64-bit boot protocol").
     Linux {
@@ -38,7 +40,14 @@ pub enum Protocol {
     },
 }
 
-/// Reads the kernel `image` into the RAM from [`HIGH`] to `ram_end`.
+/// Reads the kernel `image` into the RAM from [`HIGH`] to `ram_end`, each part of it to where it wants to be.
+///
+/// The image may hold anything: this is also what a fuzzer calls, with [`Image::bytes`].
+///
+/// # Errors
+///
+/// Those of [`Error`] that speak of a kernel, and [`Error::Empty`], [`Error::Read`], [`Error::ReadIntoRam`],
+/// [`Error::Write`]. Guest RAM may have been written to in part.
 pub fn load(image: &mut Image, memory: &Memory, ram_end: u64) -> Result<Kernel> {
     if image.is_empty() {
         return Err(Error::Empty { name: image.name().to_owned() });
@@ -59,7 +68,7 @@ pub fn load(image: &mut Image, memory: &Memory, ram_end: u64) -> Result<Kernel> 
 }
 
 /// What stands at `offset` of `bytes`; what is past their end is zero.
-pub fn read<T: ByteValued + Default>(bytes: &[u8], offset: usize) -> T {
+pub(crate) fn read<T: ByteValued + Default>(bytes: &[u8], offset: usize) -> T {
     let mut value = T::default();
     let rest = bytes.get(offset..).unwrap_or_default();
     let count = rest.len().min(size_of::<T>());
@@ -68,7 +77,7 @@ pub fn read<T: ByteValued + Default>(bytes: &[u8], offset: usize) -> T {
 }
 
 /// Refuses a kernel that needs RAM outside of what it may have.
-pub fn fits(image: &Image, start: u64, end: u64, ram_end: u64) -> Result<()> {
+pub(crate) fn fits(image: &Image, start: u64, end: u64, ram_end: u64) -> Result<()> {
     let name = image.name().to_owned();
     if start < HIGH {
         let what = "it wants to be below 1 MiB, where what it is started with stands";

@@ -48,12 +48,13 @@
 //! |---|---|
 //! | `linux` | [`Linux`]: all steps in order |
 //! | `image` | [`Image`]: where a kernel or initrd comes from |
-//! | `kernel`, `bzimage`, `elf` | the formats of kernels |
+//! | [`kernel`], `bzimage`, `elf` | the formats of kernels |
+//! | [`initrd`] | where an initrd goes |
 //! | `looks` | what a file that is no kernel looks like |
-//! | `acpi` | [`acpi::Platform`] and the tables that tell it |
-//! | `map`, `layout` | the memory map; what stands where in the first MiB |
-//! | `start` | `boot_params`, `hvm_start_info`, command line |
-//! | `entry` | [`Entry`]: registers, descriptors, page tables |
+//! | [`acpi`] | [`acpi::Platform`] and the tables that tell it |
+//! | [`map`], [`layout`] | the memory map; what stands where in the first MiB |
+//! | [`start`] | `boot_params`, `hvm_start_info`, command line |
+//! | `entry` | [`Entry`]: registers, descriptors, page tables; [`set_memory_types`] |
 //! | `error` | [`Error`] |
 #![forbid(unsafe_code)]
 
@@ -63,12 +64,13 @@ mod elf;
 mod entry;
 mod error;
 mod image;
-mod kernel;
-mod layout;
+pub mod initrd;
+pub mod kernel;
+pub mod layout;
 mod linux;
 mod looks;
-mod map;
-mod start;
+pub mod map;
+pub mod start;
 #[cfg(test)]
 mod tests;
 

@@ -7,7 +7,7 @@ use crate::layout::{BIOS, EBDA, HIGH, HIGH_BIOS, VIDEO};
 use crate::{Error, Result};
 
 /// The most entries `boot_params` holds.
-pub(crate) const MAX_ENTRIES: usize = 128;
+pub const MAX_ENTRIES: usize = 128;
 
 /// What is at a range of addresses. The values are those of `E820`, and of PVH's memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,10 @@ pub struct Range {
 }
 
 /// The end of the RAM that begins at address 0, at most the hole under 4 GiB.
+///
+/// # Errors
+///
+/// [`Error::NoLowRam`].
 pub fn low_ram_end(memory: &Memory) -> Result<u64> {
     match merged(memory).first() {
         Some(&(0, end)) => Ok(end.min(layout::HOLE_START)),
@@ -40,7 +44,12 @@ pub fn low_ram_end(memory: &Memory) -> Result<u64> {
     }
 }
 
-/// The map of `memory`, with ACPI tables in the low RAM from `tables` to its end.
+/// The map of `memory`, with ACPI tables in the low RAM from `tables` to its end ([`crate::acpi::Tables::ram_end`]; none
+/// if that is its end).
+///
+/// # Errors
+///
+/// [`Error::NoLowRam`], [`Error::TooManyRanges`].
 pub fn memory_map(memory: &Memory, tables: u64) -> Result<Vec<Range>> {
     let low_end = low_ram_end(memory)?;
     let mut map = Vec::new();

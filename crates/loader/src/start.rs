@@ -6,9 +6,11 @@ use linux_loader::start_info::{
 };
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use keel_memory::Memory;
+use keel_memory::{Memory, layout};
 
-use crate::layout::{BOOT_PARAMS, COMMAND_LINE, MEMORY_MAP, MODULES, START_INFO};
+use crate::layout::{
+    BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_SIZE, MEMORY_MAP, MODULES, START_INFO,
+};
 use crate::map;
 use crate::{Error, Result};
 
@@ -18,30 +20,39 @@ const LOADER_UNDEFINED: u8 = 0xff;
 const VIDEO_NORMAL: u16 = 0xffff;
 
 /// What a kernel is told, whichever way.
+#[derive(Clone, Copy, Debug)]
 pub struct Start<'a> {
-    /// The command line.
+    /// The command line: no NUL, and shorter than [`COMMAND_LINE_SIZE`].
     pub command_line: &'a str,
-    /// The initrd's guest physical address and length, where there is one.
-    pub initrd: Option<(u64, u64)>,
-    /// What is where.
+    /// Where the initrd is, if there is one.
+    pub initrd: Option<layout::Range>,
+    /// What is where: at most [`map::MAX_ENTRIES`] ranges.
     pub map: &'a [map::Range],
     /// The guest physical address of the ACPI root pointer.
     pub rsdp: u64,
 }
 
 impl Start<'_> {
-    /// Writes `boot_params` (Linux, Documentation/arch/x86/zero-page.rst) and the command line.
+    /// Writes `boot_params` (Linux, Documentation/arch/x86/zero-page.rst) with the kernel's own setup header, and the
+    /// command line.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Write`], [`Error::TooManyRanges`], [`Error::CommandLineTooLong`],
+    /// [`Error::CommandLineNul`].
     pub fn write_linux(&self, memory: &Memory, header: setup_header) -> Result<()> {
+        self.check()?;
         let mut params =
             boot_params { hdr: header, acpi_rsdp_addr: self.rsdp, ..boot_params::default() };
         params.hdr.type_of_loader = LOADER_UNDEFINED;
         params.hdr.vid_mode = VIDEO_NORMAL;
         params.hdr.cmd_line_ptr = COMMAND_LINE as u32;
-        let (address, len) = self.initrd.unwrap_or_default();
-        params.hdr.ramdisk_image = address as u32;
-        params.hdr.ramdisk_size = len as u32;
-        params.ext_ramdisk_image = (address >> 32) as u32;
-        params.ext_ramdisk_size = (len >> 32) as u32;
+        if let Some(layout::Range { start, len }) = self.initrd {
+            params.hdr.ramdisk_image = start as u32;
+            params.hdr.ramdisk_size = len as u32;
+            params.ext_ramdisk_image = (start >> 32) as u32;
+            params.ext_ramdisk_size = (len >> 32) as u32;
+        }
         let mut table = params.e820_table;
         for (entry, range) in table.iter_mut().zip(self.map) {
             *entry = boot_e820_entry {
@@ -51,13 +62,18 @@ impl Start<'_> {
             };
         }
         params.e820_table = table;
-        params.e820_entries = self.map.len().min(table.len()) as u8;
+        params.e820_entries = self.map.len() as u8;
         write(memory, params.as_slice(), "boot_params", BOOT_PARAMS)?;
         self.write_command_line(memory)
     }
 
     /// Writes `hvm_start_info` (Xen, public/arch-x86/hvm/start_info.h) and the command line.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Start::write_linux`].
     pub fn write_pvh(&self, memory: &Memory) -> Result<()> {
+        self.check()?;
         let mut info = hvm_start_info {
             magic: XEN_HVM_START_MAGIC_VALUE,
             version: 1,
@@ -67,7 +83,7 @@ impl Start<'_> {
             memmap_entries: self.map.len() as u32,
             ..hvm_start_info::default()
         };
-        if let Some((paddr, size)) = self.initrd {
+        if let Some(layout::Range { start: paddr, len: size }) = self.initrd {
             info.nr_modules = 1;
             info.modlist_paddr = MODULES;
             let module = hvm_modlist_entry { paddr, size, ..hvm_modlist_entry::default() };
@@ -92,6 +108,14 @@ impl Start<'_> {
         self.write_command_line(memory)
     }
 
+    /// Refuses what would reach over what stands behind it.
+    fn check(&self) -> Result<()> {
+        if self.map.len() > map::MAX_ENTRIES {
+            return Err(Error::TooManyRanges(self.map.len()));
+        }
+        check_command_line("the room for it", self.command_line, usize::MAX)
+    }
+
     fn write_command_line(&self, memory: &Memory) -> Result<()> {
         let mut bytes = self.command_line.as_bytes().to_vec();
         bytes.push(0);
@@ -99,8 +123,21 @@ impl Start<'_> {
     }
 }
 
+/// Refuses a command line that `name`, whose limit this is in bytes without the final NUL, does not take.
+pub(crate) fn check_command_line(name: &str, command_line: &str, limit: usize) -> Result<()> {
+    if let Some(at) = command_line.find('\0') {
+        return Err(Error::CommandLineNul(at));
+    }
+    let limit = limit.min(COMMAND_LINE_SIZE - 1);
+    let len = command_line.len();
+    if len > limit {
+        return Err(Error::CommandLineTooLong { name: name.to_owned(), len, limit });
+    }
+    Ok(())
+}
+
 /// Writes one structure.
-pub fn write(memory: &Memory, bytes: &[u8], what: &'static str, gpa: u64) -> Result<()> {
+pub(crate) fn write(memory: &Memory, bytes: &[u8], what: &'static str, gpa: u64) -> Result<()> {
     memory.write_slice(bytes, GuestAddress(gpa)).map_err(|source| Error::Write {
         what,
         gpa,

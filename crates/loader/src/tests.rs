@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::tests::platform;
-use crate::{Entry, Error, Image, Linux, Result, layout};
+use crate::start::Start;
+use crate::{Entry, Error, Image, Linux, Result, layout, map};
 
 const MIB: u64 = 1 << 20;
 const LOAD: u64 = 16 * MIB;
@@ -210,6 +211,24 @@ fn a_position_independent_pvh_kernel_runs_where_it_is_linked() {
     let kernel = changed(elf(Some(LOAD as u32 + 0x40)), 16, &[3]);
     let entry = load(&kernel, None, "", &memory(32 * MIB)).unwrap();
     assert_eq!(entry, Entry::Protected { eip: LOAD as u32 + 0x40 });
+}
+
+#[test]
+fn what_would_reach_too_far_is_not_written() {
+    let memory = memory(MIB);
+    let range = map::Range { start: 0, end: 1, kind: map::Kind::Ram };
+    let map = vec![range; map::MAX_ENTRIES + 1];
+    let long = "x".repeat(layout::COMMAND_LINE_SIZE);
+    let start = |command_line, map| Start { command_line, initrd: None, map, rsdp: layout::BIOS };
+    for (start, refused) in [
+        (start("", &map[..]), true),
+        (start(&long, &map[..1]), true),
+        (start("a\0", &map[..1]), true),
+        (start(&long[1..], &map[1..]), false),
+    ] {
+        assert_eq!(start.write_linux(&memory, Default::default()).is_err(), refused);
+        assert_eq!(start.write_pvh(&memory).is_err(), refused);
+    }
 }
 
 /// A kernel with bytes changed.

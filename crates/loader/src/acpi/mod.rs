@@ -19,9 +19,11 @@ use acpi_tables::facs::FACS;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use keel_memory::Memory;
 use keel_memory::layout::PAGE_SIZE;
 
 use crate::layout::{BIOS, HIGH};
+use crate::start::write;
 use crate::{Error, Result};
 
 const OEM_ID: [u8; 6] = *b"KEEL  ";
@@ -101,7 +103,8 @@ pub struct Serial {
 }
 
 /// All tables, and where they go.
-pub(crate) struct Tables {
+#[derive(Clone, Debug)]
+pub struct Tables {
     /// Guest physical addresses and what is to be written there. The RSDP is at [`BIOS`].
     pub pieces: [(u64, Vec<u8>); 2],
     /// Where RAM now ends: before its end if the tables took it.
@@ -109,7 +112,12 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Makes the tables for the BIOS area, or, where they do not fit there, for the end of the low RAM.
+    /// Makes the tables for the BIOS area, or, where they do not fit there, for the end of the low RAM, at `ram_end`
+    /// ([`crate::map::low_ram_end`]).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Acpi`].
     pub fn place(platform: &Platform, ram_end: u64) -> Result<Tables> {
         let base = BIOS + ALIGNMENT as u64;
         let (tables, xsdt) = build(platform, base)?;
@@ -128,6 +136,15 @@ impl Tables {
         let base = (ram_end - len as u64) & !(PAGE_SIZE - 1);
         let (tables, xsdt) = build(platform, base)?;
         Ok(Tables { pieces: [(BIOS, rsdp(xsdt)), (base, tables)], ram_end: base })
+    }
+
+    /// Writes the tables to where they go.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Write`].
+    pub fn write(&self, memory: &Memory) -> Result<()> {
+        self.pieces.iter().try_for_each(|(gpa, bytes)| write(memory, bytes, "ACPI tables", *gpa))
     }
 }
 
