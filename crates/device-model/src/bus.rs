@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use keel_hypervisor::{Bus, Width};
 
-use crate::board::{Board, MmioSlot, Table};
+use crate::board::{Board, MmioSlot, PioSlot, Table};
 use crate::tally::{Access, Direction, Space, Spent, Tally};
 
 /// One vCPU's [`Bus`] onto a [`Board`].
@@ -15,7 +15,12 @@ pub struct BoardBus {
     /// By [place](place) of an address, the index of the slot that was last found for it: guests poll and ring the same few
     /// devices many times over. Only a guess, checked at every use.
     recent: [u16; PLACES],
+    /// The same by port. The table of all ports is far larger: an exit would not find it in the processor's caches.
+    recent_pio: [u16; PLACES],
     tally: Tally,
+    /// The last unclaimed access, and how often it came in a row: not yet in the tally.
+    unclaimed: Option<(Access, u64)>,
+    unclaimed_count: u64,
     /// By device and [kind](kind) of access, if times are kept.
     times: Option<Vec<[Spent; 4]>>,
 }
@@ -23,7 +28,16 @@ pub struct BoardBus {
 impl BoardBus {
     pub(crate) fn new(board: Board) -> Self {
         let table = board.table();
-        BoardBus { board, table, recent: [0; PLACES], tally: Tally::default(), times: None }
+        BoardBus {
+            board,
+            table,
+            recent: [0; PLACES],
+            recent_pio: [0; PLACES],
+            tally: Tally::default(),
+            unclaimed: None,
+            unclaimed_count: 0,
+            times: None,
+        }
     }
 
     /// Counts and times the accesses of each device from now on.
@@ -33,6 +47,7 @@ impl BoardBus {
 
     /// Takes what has been counted since the last call.
     pub fn take_tally(&mut self) -> Tally {
+        self.end_unclaimed();
         let mut tally = std::mem::take(&mut self.tally);
         for (name, kinds) in self.table.names.iter().zip(self.times.iter_mut().flatten()) {
             for access in ACCESSES {
@@ -56,6 +71,23 @@ impl BoardBus {
     #[cold]
     fn renew(&mut self) {
         self.table = self.board.table();
+    }
+
+    /// Counts an access that nothing claims. Guests poll what is not there, so the same one over and over must be cheap.
+    #[inline]
+    fn unclaimed(&mut self, access: Access, address: u64) {
+        if self.unclaimed != Some((access, address)) {
+            self.end_unclaimed();
+            self.unclaimed = Some((access, address));
+        }
+        self.unclaimed_count += 1;
+    }
+
+    #[cold]
+    fn end_unclaimed(&mut self) {
+        if let Some((access, address)) = self.unclaimed.take() {
+            self.tally.unclaimed(access, address, std::mem::take(&mut self.unclaimed_count));
+        }
     }
 
     /// Makes an access, and notes whose it was and how long it took if that is kept.
@@ -83,6 +115,20 @@ impl BoardBus {
         slot.covers(gpa).then_some(slot)
     }
 
+    /// The slot a port belongs to, if it is remembered.
+    #[inline]
+    fn recent_port(&self, port: u16) -> Option<&PioSlot> {
+        let slot = self.table.pio.get(usize::from(self.recent_pio[port_place(port)]))?;
+        slot.covers(port).then_some(slot)
+    }
+
+    /// The slot a port belongs to; it is remembered.
+    fn find_port(&mut self, port: u16) -> Option<&PioSlot> {
+        let found = self.table.find_port(port)?;
+        self.recent_pio[port_place(port)] = found;
+        self.table.pio.get(usize::from(found))
+    }
+
     /// The slot a memory-mapped access belongs to; it is remembered.
     fn find_mmio(&mut self, gpa: u64) -> Option<&MmioSlot> {
         let found = self.table.find_mmio(gpa)?;
@@ -95,7 +141,7 @@ impl BoardBus {
     #[cold]
     #[inline(never)]
     fn other_pio_read(&mut self, port: u16, width: Width) -> u32 {
-        match self.table.port(port).and_then(|slot| Some((slot, slot.offset(port, width)?))) {
+        match self.find_port(port).and_then(|slot| Some((slot, slot.offset(port, width)?))) {
             Some((slot, offset)) => {
                 let (device, io) = (slot.device, slot.io.clone());
                 self.timed(device, ACCESSES[0], || io.read(offset, width)) & width.mask() as u32
@@ -107,7 +153,7 @@ impl BoardBus {
     #[cold]
     #[inline(never)]
     fn other_pio_write(&mut self, port: u16, width: Width, value: u32) {
-        match self.table.port(port).and_then(|slot| Some((slot, slot.offset(port, width)?))) {
+        match self.find_port(port).and_then(|slot| Some((slot, slot.offset(port, width)?))) {
             Some((slot, offset)) => {
                 let (device, io) = (slot.device, slot.io.clone());
                 self.timed(device, ACCESSES[1], || io.write(offset, width, value));
@@ -144,11 +190,13 @@ impl BoardBus {
     /// counted, once.
     #[cold]
     fn odd_pio_read(&mut self, port: u16, width: Width) -> u32 {
-        let claimed = (0..width.bytes() as u16)
-            .any(|byte| self.table.port(port.wrapping_add(byte)).is_some());
-        match width.half().filter(|_| claimed) {
+        let claimed = || {
+            (0..width.bytes() as u16)
+                .any(|byte| self.table.find_port(port.wrapping_add(byte)).is_some())
+        };
+        match width.half().filter(|_| claimed()) {
             None => {
-                self.tally.unclaimed((Space::Pio, Direction::Read), port.into(), 1);
+                self.unclaimed((Space::Pio, Direction::Read), port.into());
                 width.mask() as u32
             }
             Some(half) => {
@@ -161,10 +209,12 @@ impl BoardBus {
 
     #[cold]
     fn odd_pio_write(&mut self, port: u16, width: Width, value: u32) {
-        let claimed = (0..width.bytes() as u16)
-            .any(|byte| self.table.port(port.wrapping_add(byte)).is_some());
-        match width.half().filter(|_| claimed) {
-            None => self.tally.unclaimed((Space::Pio, Direction::Write), port.into(), 1),
+        let claimed = || {
+            (0..width.bytes() as u16)
+                .any(|byte| self.table.find_port(port.wrapping_add(byte)).is_some())
+        };
+        match width.half().filter(|_| claimed()) {
+            None => self.unclaimed((Space::Pio, Direction::Write), port.into()),
             Some(half) => {
                 self.pio_write(port, half, value & half.mask() as u32);
                 let high = value >> (8 * half.bytes()) & half.mask() as u32;
@@ -175,11 +225,12 @@ impl BoardBus {
 
     #[cold]
     fn odd_mmio_read(&mut self, gpa: u64, width: Width) -> u64 {
-        let claimed =
-            (0..width.bytes()).any(|byte| self.table.find_mmio(gpa.wrapping_add(byte)).is_some());
-        match width.half().filter(|_| claimed) {
+        let claimed = || {
+            (0..width.bytes()).any(|byte| self.table.find_mmio(gpa.wrapping_add(byte)).is_some())
+        };
+        match width.half().filter(|_| claimed()) {
             None => {
-                self.tally.unclaimed((Space::Mmio, Direction::Read), gpa, 1);
+                self.unclaimed((Space::Mmio, Direction::Read), gpa);
                 width.mask()
             }
             Some(half) => {
@@ -192,10 +243,11 @@ impl BoardBus {
 
     #[cold]
     fn odd_mmio_write(&mut self, gpa: u64, width: Width, value: u64) {
-        let claimed =
-            (0..width.bytes()).any(|byte| self.table.find_mmio(gpa.wrapping_add(byte)).is_some());
-        match width.half().filter(|_| claimed) {
-            None => self.tally.unclaimed((Space::Mmio, Direction::Write), gpa, 1),
+        let claimed = || {
+            (0..width.bytes()).any(|byte| self.table.find_mmio(gpa.wrapping_add(byte)).is_some())
+        };
+        match width.half().filter(|_| claimed()) {
+            None => self.unclaimed((Space::Mmio, Direction::Write), gpa),
             Some(half) => {
                 self.mmio_write(gpa, half, value & half.mask());
                 let high = value >> (8 * half.bytes()) & half.mask();
@@ -220,6 +272,12 @@ fn place(gpa: u64) -> usize {
     (gpa >> 12) as usize % PLACES
 }
 
+/// The same for a port: those of one device, and the usual ones of a PC, are apart.
+#[inline]
+fn port_place(port: u16) -> usize {
+    usize::from(port ^ port >> 6) % PLACES
+}
+
 /// The index of a kind of access in [`ACCESSES`].
 fn kind((space, direction): Access) -> usize {
     2 * usize::from(space == Space::Mmio) + usize::from(direction == Direction::Write)
@@ -230,7 +288,7 @@ impl Bus for BoardBus {
     fn pio_read(&mut self, port: u16, width: Width) -> u32 {
         self.refresh();
         if self.times.is_none()
-            && let Some(slot) = self.table.port(port)
+            && let Some(slot) = self.recent_port(port)
             && let Some(offset) = slot.offset(port, width)
         {
             return slot.io.read(offset, width) & width.mask() as u32;
@@ -242,7 +300,7 @@ impl Bus for BoardBus {
     fn pio_write(&mut self, port: u16, width: Width, value: u32) {
         self.refresh();
         if self.times.is_none()
-            && let Some(slot) = self.table.port(port)
+            && let Some(slot) = self.recent_port(port)
             && let Some(offset) = slot.offset(port, width)
         {
             return slot.io.write(offset, width, value);
