@@ -68,7 +68,8 @@ impl Bus for Recorder {
     }
 }
 
-/// Kicks a vCPU that is still there after a while, again and again: no guest can hang a test.
+/// Kicks a vCPU that is still there after a while, again and again, and ends the test if that does not help: no guest can
+/// hang a test.
 pub struct Watchdog {
     _alive: Sender<()>,
     bitten: Arc<AtomicBool>,
@@ -81,7 +82,13 @@ impl Watchdog {
         let flag = bitten.clone();
         thread::spawn(move || {
             let mut wait = patience;
+            let mut kicks = 0;
             while gone.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                kicks += 1;
+                if kicks > 50 {
+                    eprintln!("the guest did not stop by itself, nor for {kicks} kicks");
+                    std::process::abort();
+                }
                 flag.store(true, Ordering::SeqCst);
                 kick.kick();
                 wait = Duration::from_millis(100);
