@@ -71,7 +71,9 @@ fn find_port() -> Result<PathBuf> {
 fn send(port: &Port, session: u32, kind: Kind, payload: Vec<u8>) {
     let mut port = port.lock().unwrap_or_else(PoisonError::into_inner);
     // If the other side is gone the reader meets end of file and ends the agent: there is no one to tell.
-    let _ = Frame::new(session, kind, payload).write_to(&mut *port);
+    if let Err(error) = Frame::new(session, kind, payload).write_to(&mut *port) {
+        println!("agent: session {session}: write: {error}");
+    }
 }
 
 fn serve(frame: Frame, port: &Port, sessions: &Sessions) {
@@ -201,9 +203,17 @@ fn feed(mut input: Box<dyn Write + Send>, from: Receiver<Vec<u8>>) {
 
 fn forward(id: u32, kind: Kind, mut output: Box<dyn Read + Send>, port: &Port) {
     let mut buffer = [0; 16 << 10];
-    // A terminal all of whose users are gone reads as an error, a pipe as end of file.
-    while let Ok(length @ 1..) = output.read(&mut buffer) {
-        send(port, id, kind, buffer[..length].to_vec());
+    loop {
+        match output.read(&mut buffer) {
+            Ok(length @ 1..) => send(port, id, kind, buffer[..length].to_vec()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A terminal all of whose users are gone reads as an error, a pipe as end of file.
+            Ok(_) => break,
+            Err(error) => {
+                println!("agent: session {id}: read: {error}");
+                break;
+            }
+        }
     }
 }
 

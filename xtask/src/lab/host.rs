@@ -263,7 +263,7 @@ fn dispatch(frame: Frame, sessions: &Sessions, ready: &Sender<()>) {
     }
 }
 
-/// A command running in the host. Dropping it kills the command, if it still runs.
+/// A command running in the host. Dropping it leaves the command running.
 pub struct Session {
     id: u32,
     channel: Arc<Mutex<UnixStream>>,
@@ -386,14 +386,6 @@ impl Session {
             "it wrote nothing".into()
         } else {
             format!("its last lines:\n{}", lines.join("\n"))
-        }
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        if self.status.is_none() {
-            let _ = self.signal(Signal::KILL);
         }
     }
 }

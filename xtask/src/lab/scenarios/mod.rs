@@ -143,16 +143,31 @@ pub fn run(host_options: &HostOptions, options: &ScenarioOptions) -> Result<Tall
     Ok(tally)
 }
 
+/// The processes of either VMM: QEMU runs as its loader's child name.
+const VMMS: &str = "boot ld-linux-x86-64.so.2";
+
 /// One run of a scenario, after which no VMM and no file of one may be left.
 fn attempt(scenario: &Scenario, lab: &mut Lab) -> Result<String> {
     let limit = Duration::from_secs(30);
     let result = (scenario.run)(lab);
-    let left = lab.host.run("pidof boot qemu-system-x86_64; ls -A /tmp", limit)?.text;
-    if !left.is_empty() {
-        lab.host.run("killall -9 boot ld-linux-x86-64.so.2 2>/dev/null; rm -rf /tmp/*", limit)?;
-        if result.is_ok() {
-            bail!("processes or files are left: {}", left.replace('\n', " "));
+    let left = lab.host.run(&format!("pidof {VMMS}; ls -A /tmp"), limit)?.text;
+    if left.is_empty() {
+        return result;
+    }
+    // What each thread was doing says whose failure it was.
+    let threads = format!(
+        "for t in $(pidof {VMMS} | tr ' ' '\n' | sed 's,.*,/proc/&/task/*,'); do echo \"$(cat $t/comm): $(cut -d' ' -f3,14,15 $t/stat) \
+         $(cat $t/wchan) $(cat $t/syscall)\"; done; killall -9 {VMMS}; rm -rf /tmp/*"
+    );
+    let threads = lab.host.run(&threads, limit)?.text;
+    match result {
+        Ok(_) => bail!("processes or files are left: {}", left.replace('\n', " ")),
+        Err(error) => {
+            println!(
+                "lab: threads of the VMM (state, ticks in user and kernel, where it waits):\n{}",
+                threads.trim_end()
+            );
+            Err(error)
         }
     }
-    result
 }
