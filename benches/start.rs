@@ -146,15 +146,29 @@ fn round(command: &mut Command) -> Result<(f64, f64)> {
     Ok((processor_time(running.0.id())?.as_secs_f64() * 1e3, clock.as_secs_f64() * 1e3))
 }
 
-/// `boot` as the profile of this program builds it.
-fn build_boot() -> Result<PathBuf> {
+/// `boot` as `cargo run --release --example boot` has it, and linked statically, as it goes to the lab's hosts.
+fn build_boot() -> Result<[PathBuf; 2]> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
     let cargo = std::env::var_os("CARGO").ok_or("run this with `cargo bench --bench start`")?;
-    let built = Command::new(cargo)
-        .args(["build", "--quiet", "--release", "--example", "boot"])
-        .status()?;
+    let build = || {
+        let mut build = Command::new(&cargo);
+        build.args(["build", "--quiet", "--release", "--example", "boot"]);
+        build
+    };
     let this = std::env::current_exe()?;
-    let boot = this.ancestors().nth(2).map(|profile| profile.join("examples/boot"));
-    boot.filter(|boot| built.success() && boot.exists()).ok_or("`boot` could not be built".into())
+    let profile = this.ancestors().nth(2).ok_or("not in a target folder")?;
+    let target = profile.with_file_name("static");
+    // The same words as `xtask`'s, so that nothing is built twice.
+    let statically = build()
+        .args(["--target", TARGET, "--target-dir"])
+        .arg(&target)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=debuginfo")
+        .status()?;
+    if !(build().status()?.success() && statically.success()) {
+        return Err("`boot` could not be built".into());
+    }
+    Ok([profile.join("examples/boot"), target.join(TARGET).join("release/examples/boot")])
 }
 
 fn boot_command(boot: &Path, kernel: &Path) -> Command {
@@ -222,7 +236,7 @@ fn run() -> Result<bool> {
     let spin = files.path().join("spin");
     let code: Vec<u8> = SAY_64[..7].iter().chain(keel_guests::raw::spin()).copied().collect();
     fs::write(&spin, kernel(&code))?;
-    let boot = build_boot()?;
+    let [boot, boot_static] = build_boot()?;
 
     let mut subjects = vec![("bare", {
         let mut command = Command::new(this);
@@ -230,6 +244,7 @@ fn run() -> Result<bool> {
         command
     })];
     subjects.push(("boot", boot_command(&boot, &say)));
+    subjects.push(("boot_static", boot_command(&boot_static, &say)));
     match Running::new(&mut qemu_command(&say)) {
         Ok(_) => subjects.push(("qemu_microvm", qemu_command(&say))),
         Err(error) => println!("qemu_microvm can not be measured here: {error}"),
@@ -249,19 +264,29 @@ fn run() -> Result<bool> {
         println!("{name}_start_processor_time {:.2} ms", times.0[ROUNDS / 2]);
         println!("{name}_start_processor_time_at_best {:.2} ms", times.0[0]);
         println!("{name}_start_clock_time {:.2} ms", times.1[ROUNDS / 2]);
-        if *name == "boot" && times.0[ROUNDS / 2] > TARGET_MS {
-            eprintln!("start: {:.2} ms are more than {TARGET_MS} ms (noise?)", times.0[ROUNDS / 2]);
+        if name.starts_with("boot") && times.0[ROUNDS / 2] > TARGET_MS {
+            eprintln!(
+                "start: {name}: {:.2} ms are more than {TARGET_MS} ms (noise?)",
+                times.0[ROUNDS / 2]
+            );
         }
     }
 
-    let (all, own) = resident_while_running(&mut boot_command(&boot, &spin))?;
-    let mib = all as f64 / 1024.0;
-    println!("boot_memory_beyond_guest {mib:.2} MiB");
-    println!("boot_memory_beyond_guest_written {:.2} MiB", own as f64 / 1024.0);
-    if mib > TARGET_MIB {
-        eprintln!("start: {mib:.2} MiB beyond the guest's RAM are more than {TARGET_MIB} MiB");
+    let mut good = true;
+    for (name, boot) in [("boot", boot), ("boot_static", boot_static)] {
+        let (all, own) = resident_while_running(&mut boot_command(&boot, &spin))?;
+        let mib = all as f64 / 1024.0;
+        println!("{name}_memory_beyond_guest {mib:.2} MiB");
+        println!("{name}_memory_beyond_guest_written {:.2} MiB", own as f64 / 1024.0);
+        if mib > TARGET_MIB {
+            eprintln!(
+                "start: {name}: {mib:.2} MiB beyond the guest's RAM are more than {TARGET_MIB} MiB"
+            );
+            // Linked dynamically, half of it is the C library, of which any other process of the host has a part.
+            good &= name == "boot" && own as f64 / 1024.0 <= TARGET_MIB;
+        }
     }
-    Ok(mib <= TARGET_MIB)
+    Ok(good)
 }
 
 fn main() -> ExitCode {
