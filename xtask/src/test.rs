@@ -162,6 +162,8 @@ fn deny(install: bool) -> std::result::Result<(), Trouble> {
 fn cargo_tests(long: bool, tally: &mut Tally) -> std::result::Result<(), Trouble> {
     // Examples have tests too; benchmarks are built by clippy and run by `cargo bench`.
     let kinds: [&[&str]; 2] = [&["--lib", "--bins", "--tests", "--examples"], &["--doc"]];
+    // The tests of `boot` run the program itself, which `--examples` does not make: it makes the program's own tests.
+    run(cargo().args(["build", "--quiet", "--examples"])).map_err(Trouble::Failed)?;
     let mut broken = None;
     for kind in kinds {
         let mut command = cargo();
@@ -169,7 +171,7 @@ fn cargo_tests(long: bool, tally: &mut Tally) -> std::result::Result<(), Trouble
         // One line a test: its name is what says which was left out and which failed.
         command.args(["--", "--format=pretty"]);
         if long {
-            command.arg("--include-ignored").env("KEEL_TEST_LONG", "1");
+            command.arg("--include-ignored").env("KEEL_LONG", "1");
         }
         if let Err(error) = count(&mut command, tally) {
             broken = Some(error);
