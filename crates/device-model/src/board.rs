@@ -107,22 +107,23 @@ pub(crate) struct Table {
     pub generation: u64,
     /// For each port the index of its slot plus one, or zero. Allocated zeroed, so that the host backs only what is in use.
     ports: Box<[u16; 1 << 16]>,
-    pub pio: Vec<PioSlot>,
-    pub mmio: Vec<MmioSlot>,
+    pio: Vec<PioSlot>,
+    mmio: Vec<MmioSlot>,
     pub end_of_interrupt: Vec<Arc<dyn EndOfInterrupt>>,
     pub names: Vec<Arc<str>>,
 }
 
 impl Table {
-    /// The index of the slot a port belongs to.
-    pub fn find_port(&self, port: u16) -> Option<u16> {
-        self.ports[usize::from(port)].checked_sub(1)
+    /// The slot a port belongs to.
+    pub fn port(&self, port: u16) -> Option<&PioSlot> {
+        // Zero wraps to an index no slot has, so that one check serves for both.
+        self.pio.get(usize::from(self.ports[usize::from(port)]).wrapping_sub(1))
     }
 
-    /// The index of the slot an address belongs to.
-    pub fn find_mmio(&self, gpa: u64) -> Option<usize> {
+    /// The slot an address belongs to.
+    pub fn mmio(&self, gpa: u64) -> Option<&MmioSlot> {
         let index = self.mmio.partition_point(|slot| slot.first <= gpa).checked_sub(1)?;
-        (gpa <= self.mmio[index].last).then_some(index)
+        self.mmio.get(index).filter(|slot| slot.covers(gpa))
     }
 }
 

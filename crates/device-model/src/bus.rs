@@ -12,11 +12,14 @@ use crate::tally::{Access, Direction, Space, Spent, Tally};
 pub struct BoardBus {
     board: Board,
     table: Arc<Table>,
-    /// By [place](place) of an address, the index of the slot that was last found for it: guests poll and ring the same few
-    /// devices many times over. Only a guess, checked at every use.
-    recent: [u16; PLACES],
-    /// The same by port. The table of all ports is far larger: an exit would not find it in the processor's caches.
-    recent_pio: [u16; PLACES],
+    /// The number of the map's changes that `table` and what is remembered belong to.
+    generation: u64,
+    /// By [place](place) of an address, the slot that was last found for it: guests poll and ring the same few devices many times over.
+    /// Kept here and not in the table, for an exit finds the processor's caches cold: each page of memory that is touched on the way to
+    /// the device counts.
+    mmio: [Option<MmioSlot>; PLACES],
+    /// The same by [place](port_place) of a port.
+    pio: [Option<PioSlot>; PLACES],
     tally: Tally,
     /// The last unclaimed access, and how often it came in a row: not yet in the tally.
     unclaimed: Option<(Access, u64)>,
@@ -30,9 +33,10 @@ impl BoardBus {
         let table = board.table();
         BoardBus {
             board,
+            generation: table.generation,
             table,
-            recent: [0; PLACES],
-            recent_pio: [0; PLACES],
+            mmio: [const { None }; PLACES],
+            pio: [const { None }; PLACES],
             tally: Tally::default(),
             unclaimed: None,
             unclaimed_count: 0,
@@ -63,7 +67,7 @@ impl BoardBus {
     /// Sees to it that the table is the present one.
     #[inline]
     fn refresh(&mut self) {
-        if self.table.generation != self.board.generation() {
+        if self.generation != self.board.generation() {
             self.renew();
         }
     }
@@ -71,6 +75,9 @@ impl BoardBus {
     #[cold]
     fn renew(&mut self) {
         self.table = self.board.table();
+        self.generation = self.table.generation;
+        self.mmio.fill(None);
+        self.pio.fill(None);
     }
 
     /// Counts an access that nothing claims. Guests poll what is not there, so the same one over and over must be cheap.
@@ -108,33 +115,28 @@ impl BoardBus {
         result
     }
 
-    /// The slot a memory-mapped access belongs to, if it is remembered.
-    #[inline]
-    fn recent_mmio(&self, gpa: u64) -> Option<&MmioSlot> {
-        let slot = self.table.mmio.get(usize::from(self.recent[place(gpa)]))?;
-        slot.covers(gpa).then_some(slot)
-    }
-
     /// The slot a port belongs to, if it is remembered.
     #[inline]
     fn recent_port(&self, port: u16) -> Option<&PioSlot> {
-        let slot = self.table.pio.get(usize::from(self.recent_pio[port_place(port)]))?;
-        slot.covers(port).then_some(slot)
+        self.pio[port_place(port)].as_ref().filter(|slot| slot.covers(port))
     }
 
     /// The slot a port belongs to; it is remembered.
     fn find_port(&mut self, port: u16) -> Option<&PioSlot> {
-        let found = self.table.find_port(port)?;
-        self.recent_pio[port_place(port)] = found;
-        self.table.pio.get(usize::from(found))
+        let found = self.table.port(port)?;
+        Some(self.pio[port_place(port)].insert(found.clone()))
+    }
+
+    /// The slot a memory-mapped access belongs to, if it is remembered.
+    #[inline]
+    fn recent_mmio(&self, gpa: u64) -> Option<&MmioSlot> {
+        self.mmio[place(gpa)].as_ref().filter(|slot| slot.covers(gpa))
     }
 
     /// The slot a memory-mapped access belongs to; it is remembered.
     fn find_mmio(&mut self, gpa: u64) -> Option<&MmioSlot> {
-        let found = self.table.find_mmio(gpa)?;
-        // One past 16 bits is looked for each time.
-        self.recent[place(gpa)] = u16::try_from(found).unwrap_or(u16::MAX);
-        self.table.mmio.get(found)
+        let found = self.table.mmio(gpa)?;
+        Some(self.mmio[place(gpa)].insert(found.clone()))
     }
 
     /// An access that does not go straight to a device: one that is timed, that is odd, or whose slot is not remembered.
@@ -191,8 +193,7 @@ impl BoardBus {
     #[cold]
     fn odd_pio_read(&mut self, port: u16, width: Width) -> u32 {
         let claimed = || {
-            (0..width.bytes() as u16)
-                .any(|byte| self.table.find_port(port.wrapping_add(byte)).is_some())
+            (0..width.bytes() as u16).any(|byte| self.table.port(port.wrapping_add(byte)).is_some())
         };
         match width.half().filter(|_| claimed()) {
             None => {
@@ -210,8 +211,7 @@ impl BoardBus {
     #[cold]
     fn odd_pio_write(&mut self, port: u16, width: Width, value: u32) {
         let claimed = || {
-            (0..width.bytes() as u16)
-                .any(|byte| self.table.find_port(port.wrapping_add(byte)).is_some())
+            (0..width.bytes() as u16).any(|byte| self.table.port(port.wrapping_add(byte)).is_some())
         };
         match width.half().filter(|_| claimed()) {
             None => self.unclaimed((Space::Pio, Direction::Write), port.into()),
@@ -225,9 +225,8 @@ impl BoardBus {
 
     #[cold]
     fn odd_mmio_read(&mut self, gpa: u64, width: Width) -> u64 {
-        let claimed = || {
-            (0..width.bytes()).any(|byte| self.table.find_mmio(gpa.wrapping_add(byte)).is_some())
-        };
+        let claimed =
+            || (0..width.bytes()).any(|byte| self.table.mmio(gpa.wrapping_add(byte)).is_some());
         match width.half().filter(|_| claimed()) {
             None => {
                 self.unclaimed((Space::Mmio, Direction::Read), gpa);
@@ -243,9 +242,8 @@ impl BoardBus {
 
     #[cold]
     fn odd_mmio_write(&mut self, gpa: u64, width: Width, value: u64) {
-        let claimed = || {
-            (0..width.bytes()).any(|byte| self.table.find_mmio(gpa.wrapping_add(byte)).is_some())
-        };
+        let claimed =
+            || (0..width.bytes()).any(|byte| self.table.mmio(gpa.wrapping_add(byte)).is_some());
         match width.half().filter(|_| claimed()) {
             None => self.unclaimed((Space::Mmio, Direction::Write), gpa),
             Some(half) => {
@@ -264,7 +262,7 @@ const ACCESSES: [Access; 4] = [
     (Space::Mmio, Direction::Write),
 ];
 
-const PLACES: usize = 64;
+const PLACES: usize = 32;
 
 /// Where the slot of an address is remembered. Devices are at least a page apart, so neighbours do not collide.
 #[inline]
@@ -275,7 +273,7 @@ fn place(gpa: u64) -> usize {
 /// The same for a port: those of one device, and the usual ones of a PC, are apart.
 #[inline]
 fn port_place(port: u16) -> usize {
-    usize::from(port ^ port >> 6) % PLACES
+    usize::from(port ^ port >> 5) % PLACES
 }
 
 /// The index of a kind of access in [`ACCESSES`].
