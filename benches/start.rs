@@ -250,8 +250,12 @@ fn run() -> Result<bool> {
         Err(error) => println!("qemu_microvm can not be measured here: {error}"),
     }
     let mut times = vec![(Vec::new(), Vec::new()); subjects.len()];
-    for _ in 0..ROUNDS {
-        for ((_, command), times) in subjects.iter_mut().zip(&mut times) {
+    for round_number in 0..ROUNDS {
+        for ((name, command), times) in subjects.iter_mut().zip(&mut times) {
+            // Its firmware takes a second or more where instructions are emulated.
+            if *name == "qemu_microvm" && round_number % 6 != 0 {
+                continue;
+            }
             let (processor, clock) = round(command)?;
             times.0.push(processor);
             times.1.push(clock);
@@ -261,13 +265,13 @@ fn run() -> Result<bool> {
         for list in [&mut times.0, &mut times.1] {
             list.sort_by(f64::total_cmp);
         }
-        println!("{name}_start_processor_time {:.2} ms", times.0[ROUNDS / 2]);
+        println!("{name}_start_processor_time {:.2} ms", times.0[times.0.len() / 2]);
         println!("{name}_start_processor_time_at_best {:.2} ms", times.0[0]);
-        println!("{name}_start_clock_time {:.2} ms", times.1[ROUNDS / 2]);
-        if name.starts_with("boot") && times.0[ROUNDS / 2] > TARGET_MS {
+        println!("{name}_start_clock_time {:.2} ms", times.1[times.1.len() / 2]);
+        if name.starts_with("boot") && times.0[times.0.len() / 2] > TARGET_MS {
             eprintln!(
                 "start: {name}: {:.2} ms are more than {TARGET_MS} ms (noise?)",
-                times.0[ROUNDS / 2]
+                times.0[times.0.len() / 2]
             );
         }
     }
