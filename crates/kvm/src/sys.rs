@@ -365,6 +365,8 @@ pub(crate) struct DirtyRing {
     mapping: Mapping,
     entries: u32,
     next: u32,
+    /// The ring was found full: the kernel may have gone on past its end and be further than `next`.
+    overrun: bool,
 }
 
 /// An entry is filled in by the kernel.
@@ -377,30 +379,59 @@ impl DirtyRing {
     pub(crate) fn new(vcpu: &impl AsRawFd, entries: u32, page_size: usize) -> io::Result<Self> {
         let len = entries as usize * std::mem::size_of::<kvm_dirty_gfn>();
         let mapping = Mapping::new(vcpu, KVM_DIRTY_LOG_PAGE_OFFSET as usize * page_size, len)?;
-        Ok(DirtyRing { mapping, entries, next: 0 })
+        Ok(DirtyRing { mapping, entries, next: 0, overrun: false })
     }
 
-    /// Hands every new entry to `each` as slot and page offset in the slot. Duplicates are to be expected.
-    pub(crate) fn collect(&mut self, mut each: impl FnMut(u32, u64)) {
-        // At most once around: the kernel can not refill what has not been reset.
-        for _ in 0..self.entries {
-            let index = (self.next % self.entries) as usize;
-            // SAFETY: `index` is below the number of entries that were mapped.
-            let entry = unsafe { self.mapping.start.as_ptr().cast::<kvm_dirty_gfn>().add(index) };
-            // SAFETY: an aligned `u32` in the mapping that both sides reach atomically.
-            let flags = unsafe { AtomicU32::from_ptr(addr_of_mut!((*entry).flags)) };
-            // Acquire: the kernel writes slot and offset before the flag.
-            if flags.load(Ordering::Acquire) != DIRTY {
-                return;
-            }
-            // SAFETY: the kernel does not touch an entry that is marked dirty.
+    /// Hands every new entry to `each` as slot and page offset in the slot. Duplicates are to be expected. Returns whether every entry
+    /// was new: then others may have been lost.
+    ///
+    /// A kernel stops the vCPU some entries before that. One that emulates the guest's instructions has been seen (Linux 6.18, `kvm_pvm`) to make
+    /// several writes between two looks at the ring, and to write over entries that were never collected.
+    pub(crate) fn collect(&mut self, mut each: impl FnMut(u32, u64)) -> bool {
+        if self.overrun {
+            self.catch_up();
+        }
+        let mut left = self.entries;
+        // Acquire: the kernel writes slot and offset before the flag.
+        while left > 0 && self.flags(self.next).load(Ordering::Acquire) == DIRTY {
+            let entry = self.entry(self.next);
+            // SAFETY: inside the mapping; the kernel does not touch an entry that is marked dirty.
             let (slot, offset) = unsafe {
                 (addr_of!((*entry).slot).read_volatile(), addr_of!((*entry).offset).read_volatile())
             };
             each(slot, offset);
             // Release: we have read it before the kernel may fill it again.
-            flags.store(RESET, Ordering::Release);
-            self.next = self.next.wrapping_add(1) % self.entries;
+            self.flags(self.next).store(RESET, Ordering::Release);
+            self.next = (self.next + 1) % self.entries;
+            left -= 1;
         }
+        self.overrun |= left == 0;
+        left == 0
+    }
+
+    /// Goes on where the kernel does after it ran over: past entries it has used twice, which it still waits to be given back.
+    fn catch_up(&mut self) {
+        let dirty = |ahead: &u32| {
+            self.flags((self.next + ahead) % self.entries).load(Ordering::Acquire) == DIRTY
+        };
+        if let Some(ahead) = (0..self.entries).find(dirty) {
+            for skipped in 0..ahead {
+                self.flags((self.next + skipped) % self.entries).store(RESET, Ordering::Release);
+            }
+            self.next = (self.next + ahead) % self.entries;
+            self.overrun = false;
+        }
+    }
+
+    fn entry(&self, index: u32) -> *mut kvm_dirty_gfn {
+        // SAFETY: the remainder is below the number of entries that were mapped.
+        unsafe {
+            self.mapping.start.as_ptr().cast::<kvm_dirty_gfn>().add((index % self.entries) as usize)
+        }
+    }
+
+    fn flags(&self, index: u32) -> &AtomicU32 {
+        // SAFETY: an aligned `u32` in the mapping, which the borrow keeps, and which both sides reach atomically.
+        unsafe { AtomicU32::from_ptr(addr_of_mut!((*self.entry(index)).flags)) }
     }
 }

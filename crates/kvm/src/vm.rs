@@ -237,8 +237,9 @@ impl Machine {
         let slots = lock(&self.slots);
         let mut vcpus = lock(&self.vcpus);
         let Vcpus { rings, found, .. } = &mut *vcpus;
+        let mut lost = false;
         for ring in rings.iter_mut() {
-            ring.collect(|index, offset| {
+            lost |= ring.collect(|index, offset| {
                 // A slot number carries the address space in its upper half; there is one only.
                 if let Some(slot) = slots.get(&(index & 0xffff))
                     && offset < slot.region.len() / PAGE_SIZE as u64
@@ -246,6 +247,13 @@ impl Machine {
                     found.entry(slot.index).or_default().insert(first_gfn(slot) + offset);
                 }
             });
+        }
+        if lost {
+            // Nobody knows which pages were lost: all that are tracked count as written.
+            for slot in slots.values().filter(|slot| slot.log_dirty) {
+                let pages = slot.region.len() / PAGE_SIZE as u64;
+                found.entry(slot.index).or_default().insert_range(first_gfn(slot), pages);
+            }
         }
         sys::reset_dirty_rings(&self.fd).map_err(|source| Error::Ioctl {
             ioctl: "KVM_RESET_DIRTY_RINGS",

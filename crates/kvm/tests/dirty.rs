@@ -88,7 +88,10 @@ fn contract(tracking: DirtyTracking) {
     // What a reset must not lose: more writes than a ring of 1024 has room for.
     let mut seen = write_pages(&mut guest, std::iter::repeat_n(0x10..0xc0, 8).flatten());
     guest.vm.collect_dirty(0, &mut seen).unwrap();
-    assert_eq!(seen.iter().collect::<BTreeSet<_>>(), all);
+    // A ring that has run over reports everything, so as to lose nothing.
+    let seen = seen.iter().collect::<BTreeSet<_>>();
+    assert!(seen.is_superset(&all));
+    assert!(seen == all || matches!(tracking, DirtyTracking::Ring { .. }));
 
     // Together with our own writes.
     let mut own = guest.ram.own_writes();
